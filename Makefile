@@ -1,0 +1,45 @@
+# Every target works on a fresh machine with Python and pip: the virtual
+# environment is made on first use and brought up to date when the pins change.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,dev]'
+	touch $@
+
+install: $(STAMP) ## make .venv with everything in it
+
+demo: $(STAMP) ## the whole path for real: embedded Redis, worker, submit, results
+	$(BIN)/python -m examples.demo
+
+lint: $(STAMP) ## ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+unit: $(STAMP) ## the fast tests only: no service, seconds
+	$(BIN)/python -m pytest tests/unit
+
+test: lint ## lint, then every test with its own real Redis and Postgres
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	@test -z "$$CI" || git diff --exit-code
+
+bench: $(STAMP) ## the queue benchmark: prompts/s beside one Celery task per prompt
+	$(BIN)/python -m benchmarks.queue
+
+clean: ## remove what make made
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -1,0 +1,221 @@
+"""Every setting, once: its TOML key, its TGP_ variable, its default and what it means.
+
+Precedence rises from the default over the TOML file and the environment to a
+command's flag, where None always means "not given here".
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from platformdirs import user_data_path
+
+from jobs.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "TGP_"
+# sun_path holds 108 bytes on Linux; redis-server refuses longer socket paths.
+LONGEST_SOCKET_PATH_BYTES = 100
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _between(low: float, high: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        try:
+            number = convert(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"a number from {low:g} to {high:g}") from None
+        if not low <= number <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return number
+
+    return check
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return str(value)
+
+    return check
+
+
+def _url(*schemes: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        expected = f"a URL starting with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+        if not isinstance(value, str) or urlsplit(value).scheme not in schemes:
+            raise ValueError(expected)
+        return value
+
+    return check
+
+
+def _text_path(value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("a path")
+    return _path(str(value))
+
+
+def _setting(default: Any, parse: Callable[[Any], Any], meaning: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one entry point was told; built once there and passed down."""
+
+    home: Path = _setting(None, _text_path, "state directory: database, embedded Redis, settings")
+    database_url: str | None = _setting(
+        None,
+        _url("sqlite", "postgresql", "postgresql+psycopg"),
+        "results database (SQLite in home)",
+    )
+    redis_url: str | None = _setting(
+        None, _url("redis", "rediss", "redis+socket"), "Redis (an embedded one in home)"
+    )
+    catalogue: Path | None = _setting(None, _text_path, "TOML file with more models")
+    shard_size: int = _setting(256, _between(1, 100_000, int), "prompts per shard")
+    micro_batch_rows: int = _setting(16, _between(1, 4096, int), "most rows generated together")
+    device: str = _setting("auto", _one_of("auto", "cuda", "cpu"), "where the model runs")
+    lease_seconds: float = _setting(60.0, _between(0.2, 86_400, float), "a shard's lease")
+    sweep_seconds: float = _setting(30.0, _between(0.1, 3_600, float), "time between two sweeps")
+    max_crashes: int = _setting(3, _between(1, 100, int), "deaths before work is split or failed")
+    sticky_seconds: float = _setting(
+        900.0, _between(0, 86_400, float), "longest run on one model while others wait"
+    )
+    log_format: str = _setting("text", _one_of("text", "json"), "the worker's log lines")
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database's SQLAlchemy URL, always naming its driver."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home / 'tgp-jobs.db'}"
+        if self.database_url.startswith("postgresql://"):
+            return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        return self.database_url
+
+    @property
+    def redis_is_embedded(self) -> bool:
+        return self.redis_url is None
+
+    @property
+    def redis_socket(self) -> Path:
+        """Where the embedded Redis listens; short enough for the kernel."""
+        inside = self.home / "redis" / "redis.sock"
+        if len(os.fsencode(inside)) <= LONGEST_SOCKET_PATH_BYTES:
+            return inside
+        import hashlib
+        import tempfile
+
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"tgp-jobs-{os.getuid()}-{digest}" / "redis.sock"
+
+    @property
+    def effective_redis_url(self) -> str:
+        """The broker URL in kombu's spelling."""
+        if self.redis_url is None:
+            return f"redis+socket://{quote(str(self.redis_socket))}"
+        return self.redis_url
+
+    @property
+    def catalogue_path(self) -> Path:
+        return self.catalogue or self.home / "catalogue.toml"
+
+
+def default_home() -> Path:
+    """The platform's user data directory for tgp-jobs."""
+    return user_data_path("tgp-jobs", appauthor=False)
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Resolve every setting: default, then TOML file, then environment, then flag.
+
+    Args:
+        flags: Values given on the command line; None means not given.
+        environ: The environment, ``os.environ`` by default.
+
+    Raises:
+        SettingsError: A key is unknown or a value cannot be used; the message
+            names where it stands and what was expected.
+    """
+    environ = os.environ if environ is None else environ
+    flags = {} if flags is None else flags
+    values: dict[str, Any] = {}
+    known = {each.name: each for each in fields(Settings)}
+
+    def take(name: str, value: Any, source: str) -> None:
+        try:
+            values[name] = known[name].metadata["parse"](value)
+        except ValueError as error:
+            shown = redact_url(value) if name.endswith("_url") else value
+            raise SettingsError(f"{source}: {shown!r} is not usable; expected {error}") from None
+
+    # home decides where the TOML file is, so it is resolved before it.
+    environment_home = environ.get(f"{ENVIRONMENT_PREFIX}HOME") or None
+    if flags.get("home") is not None:
+        take("home", flags["home"], "--home")
+    elif environment_home is not None:
+        take("home", environment_home, "TGP_HOME")
+    else:
+        values["home"] = default_home()
+    home = values["home"]
+
+    path = _path(environ.get("TGP_CONFIG") or str(home / "config.toml"))
+    for name, value in _read_toml(path, required=bool(environ.get("TGP_CONFIG"))).items():
+        if name not in known or name == "home":
+            names = ", ".join(sorted(set(known) - {"home"}))
+            raise SettingsError(f"{path}: unknown setting {name!r}; known: {names}")
+        take(name, value, f"{path}: {name}")
+    for name in known:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if name != "home" and environ.get(variable):
+            take(name, environ[variable], variable)
+    for name, value in flags.items():
+        if value is not None and name != "home":
+            take(name, value, "--" + name.replace("_", "-"))
+    return Settings(**values)
+
+
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        if required:
+            raise SettingsError(f"TGP_CONFIG: there is no file {path}") from None
+        return {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from None
+
+
+def make_home(settings: Settings) -> None:
+    """Create the state directory, readable by its owner only."""
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def redact_url(url: Any) -> str:
+    """A URL with its password replaced, fit for logs and messages."""
+    text = str(url)
+    try:
+        parts = urlsplit(text)
+        if parts.password is None:
+            return text
+    except ValueError:
+        return "<unreadable URL>"
+    host = parts.hostname or ""
+    if parts.port is not None:
+        host += f":{parts.port}"
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
