@@ -1,0 +1,177 @@
+"""Connections: one way to write, one way to read, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from jobs.errors import DatabaseUnavailableError, SchemaError, SettingsError
+from jobs.models import SCHEMA_REVISION
+from jobs.packaged import packaged_folder
+from jobs.settings import Settings, make_home, redact_url
+
+# How long a writer waits for another before it gives up, on SQLite.
+BUSY_TIMEOUT_SECONDS = 60.0
+# Any number does, as long as it is ours: it keeps two upgrades apart on Postgres.
+MIGRATION_LOCK_KEY = 7_461_706_562
+
+
+class Database:
+    """The ledger's database.
+
+    Args:
+        url: An SQLAlchemy URL for SQLite or Postgres (psycopg).
+        pooled: Keep connections open between transactions. A process that
+            forks later must not, because a child would share its sockets.
+    """
+
+    def __init__(self, url: str, *, pooled: bool = True) -> None:
+        try:
+            self.url: URL = make_url(url)
+        except ArgumentError:
+            raise SettingsError(f"database_url: {redact_url(url)!r} is not a URL") from None
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._pooled = pooled
+        self._writer = self._create_engine("BEGIN IMMEDIATE")
+        # On Postgres one engine serves both; on SQLite a reader must not take
+        # the write lock, and a deferred transaction must never turn into a writer.
+        self._reader = self._create_engine("BEGIN") if self.is_sqlite else self._writer
+
+    def _create_engine(self, begin: str) -> Engine:
+        options: dict[str, Any] = {} if self._pooled else {"poolclass": NullPool}
+        if not self.is_sqlite:
+            return create_engine(
+                self.url, pool_pre_ping=self._pooled, connect_args={"connect_timeout": 5}, **options
+            )
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, **options)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        return engine
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may write; committed at the end, rolled back on an exception."""
+        with self._guarded(self._writer) as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self._guarded(self._reader) as connection:
+            yield connection
+
+    @contextmanager
+    def _guarded(self, engine: Engine) -> Iterator[Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise DatabaseUnavailableError(
+                f"the database {self.shown_url} failed: {_first_line(error)}; "
+                "`tgp-jobs doctor` checks it"
+            ) from error
+
+    @property
+    def shown_url(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        self._writer.dispose()
+        self._reader.dispose()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Transactions are begun by our listener, not by the driver's guess, which
+    # would start a deferred one and fail with "database is locked" on upgrade.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # FULL: a commit that was reported survives a power cut.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no reason given"
+
+
+def open_database(settings: Settings, *, pooled: bool = True) -> Database:
+    """Connect and make sure that the schema is the one this program knows.
+
+    SQLite is created and upgraded on the way; Postgres is upgraded by
+    ``tgp-jobs db upgrade`` only, since other boxes may be using it.
+
+    Raises:
+        DatabaseUnavailableError: It cannot be reached.
+        SchemaError: Its schema is older or newer than this program.
+    """
+    database = connect(settings, pooled=pooled)
+    check_schema(database, upgrade_sqlite=True)
+    return database
+
+
+def connect(settings: Settings, *, pooled: bool = True) -> Database:
+    """A database whose schema is not looked at."""
+    make_home(settings)
+    database = Database(settings.effective_database_url, pooled=pooled)
+    if database.is_sqlite and database.url.database not in (None, "", ":memory:"):
+        folder = Path(str(database.url.database)).absolute().parent
+        if not folder.is_dir():
+            raise SettingsError(f"database_url: there is no folder {folder}")
+    return database
+
+
+def schema_revision(database: Database) -> str | None:
+    """The revision the database is at, None for an empty one."""
+    with database.read() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return None if revision is None else str(revision)
+
+
+def check_schema(database: Database, *, upgrade_sqlite: bool) -> None:
+    """Raise SchemaError unless the schema is current, upgrading SQLite if asked to."""
+    revision = schema_revision(database)
+    if revision == SCHEMA_REVISION:
+        return
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise SchemaError(
+            f"the database schema ({revision}) is newer than this program "
+            f"({SCHEMA_REVISION}): upgrade tgp-jobs"
+        )
+    if database.is_sqlite and upgrade_sqlite:
+        upgrade(database)
+        return
+    state = "empty" if revision is None else f"at {revision}, older than {SCHEMA_REVISION}"
+    raise SchemaError(
+        f"the schema of {database.shown_url} is {state}: run `tgp-jobs db upgrade` once"
+    )
+
+
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Run the migrations, alone: a second caller waits and finds nothing to do."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    with database.write() as connection:
+        if not database.is_sqlite:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK_KEY}
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def migrations_folder() -> Path:
+    return packaged_folder(in_wheel="migrations", in_checkout="alembic")

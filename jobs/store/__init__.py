@@ -1,0 +1,12 @@
+"""The only place that executes SQL: one function per verb.
+
+submission   a validated file becomes a job
+publishing   which shards want a message
+leases       claim, renew, record, finish, give back
+recovery     expired leases, prompts that kill their worker
+control      cancel and retry
+reading      what the commands show
+workers      who is alive and what it holds
+
+Lock order, everywhere: the job's row before its shards'.
+"""

@@ -1,0 +1,193 @@
+"""What the store hands out: frozen values, no rows, no sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+JobStatus = Literal["queued", "running", "completed", "failed", "cancelled"]
+ENDED: tuple[JobStatus, ...] = ("completed", "failed", "cancelled")
+PRIORITIES = ("high", "normal", "low")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What `submit` was told about a job."""
+
+    model: str
+    source_name: str
+    content_digest: str
+    total_prompts: int
+    parameters: dict[str, Any]
+    name: str | None = None
+    priority: str = "normal"
+    shard_size: int = 256
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """The job's id, and whether this call made it or an earlier one with the same key."""
+
+    job_id: str
+    created: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishableShard:
+    shard_id: int
+    model: str
+    priority: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A shard that is ours for as long as the lease is renewed.
+
+    Attributes:
+        attempt: The fence; every write carries it.
+        queued_seconds: From submit to this claim, by the database's clock.
+    """
+
+    shard_id: int
+    job_id: str
+    model: str
+    first_index: int
+    last_index: int
+    attempt: int
+    worker_id: str
+    process: int
+    job_parameters: dict[str, Any]
+    queued_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingPrompt:
+    """A prompt that has no result yet; exactly one of prompt and messages is set."""
+
+    index: int
+    prompt: str | None
+    messages: list[dict[str, str]] | None
+    parameters: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOutcome:
+    """One prompt's result: a text with a finish reason, or an error."""
+
+    index: int
+    text: str | None
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    queued_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchRecord:
+    """Rows generated together; rows 0 means that nothing was generated."""
+
+    device: str
+    compute_mode: str
+    rows: int
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    out_of_memory_retries: int
+    outcomes: tuple[PromptOutcome, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """The load state of a job's model on the worker nearest to having it."""
+
+    state: Literal["not loaded", "loading", "loaded"]
+    worker_id: str | None = None
+    stage: str | None = None
+    done: float | None = None
+    total: float | None = None
+    unit: str | None = None
+    load_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobReport:
+    """Everything `status` and `list` show of a job.
+
+    tokens_per_second counts completion tokens over the time in which the job
+    was generating, model loading excluded; None before the first micro-batch.
+    """
+
+    id: str
+    name: str | None
+    model: str
+    status: JobStatus
+    priority: str
+    parameters: dict[str, Any]
+    source_name: str
+    total: int
+    completed: int
+    failed: int
+    shards_total: int
+    shards_completed: int
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    error_code: str | None
+    error_message: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def pending(self) -> int:
+        """Prompts without a result; a cancelled or failed job keeps its own."""
+        return self.total - self.completed - self.failed
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One prompt with its result, in the words of a results line."""
+
+    index: int
+    custom_id: str | None
+    prompt: str | None
+    messages: list[dict[str, str]] | None
+    text: str | None
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    queued_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    error_code: str | None
+    error_message: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReport:
+    """A worker that was seen lately."""
+
+    id: str
+    hostname: str
+    process: int
+    version: str
+    status: str
+    models: list[str]
+    model: str | None
+    device: str | None
+    seconds_since_seen: float
+    started_at: datetime

@@ -1,0 +1,129 @@
+"""What happens to shards whose owner died, and to prompts that kill their worker."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, insert, select, update
+
+from jobs.database import Database
+from jobs.models import database_now, shards
+from jobs.store.leases import (
+    NO_LEASE,
+    add_to_counters,
+    complete_job_if_done,
+    insert_outcomes,
+    lock_job,
+    pending_prompts,
+)
+from jobs.store.records import Claim, PendingPrompt, PromptOutcome
+
+
+def requeue_expired(database: Database) -> list[int]:
+    """Queue again the shards whose lease ran out; each counts as a crash."""
+    with database.write() as connection:
+        candidates = (
+            select(shards.c.id)
+            .where(shards.c.status == "running", shards.c.lease_expires_at < database_now())
+            .with_for_update(skip_locked=True)
+        )
+        return list(
+            connection.execute(
+                update(shards)
+                .where(shards.c.id.in_(candidates.scalar_subquery()))
+                .values(
+                    status="queued",
+                    crashes=shards.c.crashes + 1,
+                    published_at=None,
+                    **NO_LEASE,
+                )
+                .returning(shards.c.id)
+            ).scalars()
+        )
+
+
+def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
+    """Deal with a shard that keeps killing its owners, before running it again.
+
+    Once a shard of several unfinished prompts has cost max_crashes workers, it
+    is cut in halves; a half may cost one more before it is cut again, so a
+    shard of 256 is down to its one bad prompt after 8 further deaths. A prompt
+    that is alone gets max_crashes chances of its own and then fails with
+    `worker_crashed`.
+
+    Returns:
+        True when the shard was dealt with and must not be run under this claim.
+    """
+    pending = pending_prompts(database, claim)
+    with database.write() as connection:
+        lock_job(connection, claim.job_id)
+        row = connection.execute(
+            select(shards.c.crashes).where(
+                shards.c.id == claim.shard_id,
+                shards.c.attempt == claim.attempt,
+                shards.c.status == "running",
+            )
+        ).one_or_none()
+        if row is None:
+            return True
+        if row.crashes < max_crashes or not pending:
+            return False
+        if len(pending) == 1:
+            _fail_prompt(connection, claim, pending[0], row.crashes)
+        else:
+            _split(connection, claim, pending, max_crashes)
+    return True
+
+
+def _fail_prompt(connection: Connection, claim: Claim, prompt: PendingPrompt, crashes: int) -> None:
+    outcome = PromptOutcome(
+        index=prompt.index,
+        text=None,
+        finish_reason=None,
+        prompt_tokens=0,
+        completion_tokens=0,
+        queued_seconds=claim.queued_seconds,
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+        error_code="worker_crashed",
+        error_message=f"the worker died {crashes} times on this prompt alone",
+    )
+    add_to_counters(
+        connection, claim.shard_id, insert_outcomes(connection, claim, (outcome,), None)
+    )
+    connection.execute(
+        update(shards)
+        .where(shards.c.id == claim.shard_id)
+        .values(status="completed", finished_at=database_now(), **NO_LEASE)
+    )
+    complete_job_if_done(connection, claim.job_id)
+
+
+def _split(
+    connection: Connection, claim: Claim, pending: list[PendingPrompt], max_crashes: int
+) -> None:
+    middle = len(pending) // 2
+    first_of_second_half = pending[middle].index
+
+    def crashes_of(half: list[PendingPrompt]) -> int:
+        return 0 if len(half) == 1 else max_crashes - 1
+
+    connection.execute(
+        update(shards)
+        .where(shards.c.id == claim.shard_id)
+        .values(
+            status="queued",
+            last_index=first_of_second_half - 1,
+            crashes=crashes_of(pending[:middle]),
+            published_at=None,
+            **NO_LEASE,
+        )
+    )
+    connection.execute(
+        insert(shards).values(
+            job_id=claim.job_id,
+            first_index=first_of_second_half,
+            last_index=claim.last_index,
+            status="queued",
+            crashes=crashes_of(pending[middle:]),
+            created_at=database_now(),
+        )
+    )
