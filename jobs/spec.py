@@ -1,0 +1,341 @@
+"""What a request may ask for: the generation parameters, their ranges and their defaults.
+
+One table serves the checks, the command's options and the documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jobs.errors import BadInputError
+
+LARGEST_SEED = 2**63 - 1
+MOST_STOP_STRINGS = 16
+LONGEST_SHOWN_CHARACTERS = 60
+
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,40}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class ParameterError(BadInputError):
+    """A generation parameter was refused.
+
+    Attributes:
+        problems: All of them, each saying what was expected.
+    """
+
+    code = "bad_parameter"
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """One generation parameter.
+
+    Attributes:
+        name: Its key in files and, with dashes, its flag.
+        kind: What its value is; "strings" is one string or a list of them.
+        default: The value where nobody gives one.
+        help: What it does, in a sentence without a full stop.
+        low: The least number allowed (strings: the fewest strings).
+        high: The greatest (strings: the most).
+        above_low: Whether low itself is refused.
+    """
+
+    name: str
+    kind: Literal["integer", "number", "strings"]
+    default: Any
+    help: str
+    low: int
+    high: int
+    above_low: bool = False
+
+    @property
+    def range_text(self) -> str:
+        """The range in words, such as "from 0 to 5"."""
+        if self.above_low:
+            return f"above {self.low} and up to {self.high}"
+        return f"from {self.low} to {self.high}"
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for messages and documentation."""
+        if self.kind == "strings":
+            return f"a string or a list of {self.low} to {self.high} strings, none empty"
+        noun = "a whole number" if self.kind == "integer" else "a number"
+        return f"{noun} {self.range_text}"
+
+    def parse(self, value: object) -> Any:
+        """The value in its one normal form.
+
+        Raises:
+            ValueError: It is refused; the text says why and what was expected.
+        """
+        if self.kind == "strings":
+            return self._parse_strings(value)
+        # bool is an int to Python but not to anyone who writes a file.
+        wanted = (int,) if self.kind == "integer" else (int, float)
+        if type(value) not in wanted:
+            noun = "a whole number" if self.kind == "integer" else "a number"
+            raise ValueError(f"{describe(value)} is not {noun}; expected {self.expected}")
+        number: Any = value
+        # Written so that NaN fails it too.
+        if not (self.low <= number <= self.high) or (self.above_low and number == self.low):
+            raise ValueError(f"{describe(value)} is out of range; expected {self.expected}")
+        # Adding 0.0 turns -0.0 into 0.0, so equal values are written alike.
+        return number if self.kind == "integer" else float(number) + 0.0
+
+    def parse_text(self, text: str) -> Any:
+        """The value that a CSV cell or a flag spells.
+
+        Raises:
+            ValueError: As parse does.
+        """
+        if self.kind == "strings":
+            return self.parse(_strings_from_text(text))
+        spelled = text.strip()
+        value: object = text
+        if _WHOLE_NUMBER.fullmatch(spelled):
+            value = int(spelled)
+        elif _NUMBER.fullmatch(spelled):
+            value = float(spelled)
+        return self.parse(value)
+
+    def _parse_strings(self, value: object) -> list[str]:
+        strings = [value] if isinstance(value, str) else value
+        if not isinstance(strings, list | tuple) or not self.low <= len(strings) <= self.high:
+            raise ValueError(f"{describe(value)} is not usable; expected {self.expected}")
+        for string in strings:
+            if not isinstance(string, str) or not string:
+                raise ValueError(f"{describe(string)} is not usable; expected {self.expected}")
+            if problem := text_problem(string):
+                raise ValueError(problem)
+        return list(strings)
+
+
+PARAMETERS: Mapping[str, Parameter] = {
+    parameter.name: parameter
+    for parameter in (
+        Parameter(
+            name="max_new_tokens",
+            kind="integer",
+            default=128,
+            help="the most tokens a completion may have",
+            low=1,
+            high=1_000_000,
+        ),
+        Parameter(
+            name="min_new_tokens",
+            kind="integer",
+            default=0,
+            help="the fewest tokens before the model may end a completion",
+            low=0,
+            high=1_000_000,
+        ),
+        Parameter(
+            name="temperature",
+            kind="number",
+            default=0.0,
+            help="how freely tokens are drawn; 0 always takes the likeliest (greedy)",
+            low=0,
+            high=5,
+        ),
+        Parameter(
+            name="top_p",
+            kind="number",
+            default=1.0,
+            help="draw from the likeliest tokens that make up this share; 1 is off",
+            low=0,
+            high=1,
+            above_low=True,
+        ),
+        Parameter(
+            name="top_k",
+            kind="integer",
+            default=0,
+            help="draw from this many of the likeliest tokens; 0 is off",
+            low=0,
+            high=1_000_000,
+        ),
+        Parameter(
+            name="repetition_penalty",
+            kind="number",
+            default=1.0,
+            help="above 1 makes tokens that were already used less likely; 1 is off",
+            low=0,
+            high=10,
+            above_low=True,
+        ),
+        Parameter(
+            name="stop",
+            kind="strings",
+            default=None,
+            help="end a completion before the first of these strings",
+            low=1,
+            high=MOST_STOP_STRINGS,
+        ),
+        Parameter(
+            name="seed",
+            kind="integer",
+            default=None,
+            help="makes drawn tokens repeatable; one is derived for each prompt if not given",
+            low=0,
+            high=LARGEST_SEED,
+        ),
+    )
+}
+
+# A row of the results is one prompt; several completions would have no key.
+REFUSED_PARAMETERS: Mapping[str, str] = dict.fromkeys(
+    ("num_return_sequences", "n"),
+    "a prompt has one completion; repeat the line (with another seed) to have more",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationParameters:
+    """Every parameter of one request, resolved; seed None is derived where it runs."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptRequest:
+    """One prompt of a file, checked.
+
+    Attributes:
+        line: Where it begins in the file, from 1.
+        custom_id: The user's own name for it, unique in the file.
+        prompt: The text, or None for a chat.
+        messages: The chat as role and content, or None for a text.
+        parameters: This line's own parameters only, normalised.
+        model: The model that an OpenAI line asks for.
+    """
+
+    line: int
+    custom_id: str | None
+    prompt: str | None
+    messages: list[dict[str, str]] | None
+    parameters: dict[str, Any]
+    model: str | None = None
+
+
+def parse_parameters(
+    raw: Mapping[str, object], *, other_keys: Collection[str] = ()
+) -> dict[str, Any]:
+    """The parameters that are given, each in its normal form.
+
+    None (null in a file) counts as not given.
+
+    Args:
+        raw: The parameters as a user wrote them.
+        other_keys: Keys that may stand beside parameters where raw comes from,
+            for the message about an unknown one.
+
+    Raises:
+        ParameterError: With every problem.
+    """
+    parsed: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in raw.items():
+        parameter = PARAMETERS.get(name)
+        if parameter is None:
+            problems.append(unknown_problem("parameter", name, [*other_keys, *PARAMETERS]))
+        elif value is not None:
+            try:
+                parsed[name] = parameter.parse(value)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+    if problems:
+        raise ParameterError(problems)
+    return parsed
+
+
+def resolve_parameters(
+    job_defaults: Mapping[str, object], overrides: Mapping[str, object]
+) -> GenerationParameters:
+    """Every parameter of one request: the line's own, else the job's, else the default.
+
+    Raises:
+        ParameterError: One is refused, or they contradict each other.
+    """
+    merged = parse_parameters(job_defaults) | parse_parameters(overrides)
+    if problem := length_problem(merged):
+        raise ParameterError([problem])
+    values = {name: merged.get(name, known.default) for name, known in PARAMETERS.items()}
+    values["stop"] = tuple(values["stop"] or ())
+    return GenerationParameters(**values)
+
+
+def length_problem(merged: Mapping[str, Any]) -> str | None:
+    """Why the shortest and the longest completion contradict each other, if they do."""
+    shortest = merged.get("min_new_tokens", PARAMETERS["min_new_tokens"].default)
+    longest = merged.get("max_new_tokens", PARAMETERS["max_new_tokens"].default)
+    if shortest <= longest:
+        return None
+    return f"min_new_tokens: {shortest} is too many; expected at most max_new_tokens, {longest}"
+
+
+def text_problem(text: str) -> str | None:
+    """Why a text cannot be stored or tokenised, if it cannot."""
+    if "\0" in text:
+        return "holds a NUL character, which the database cannot store; expected text without it"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds half of a surrogate pair (\\ud800 to \\udfff); expected whole characters"
+    return None
+
+
+def unknown_problem(noun: str, name: object, known: Collection[str]) -> str:
+    """The words for a name that is not known, with the likeliest that is."""
+    if isinstance(name, str) and name in REFUSED_PARAMETERS:
+        return f"{name}: not supported, since {REFUSED_PARAMETERS[name]}"
+    import difflib  # costs start-up time and is needed for mistakes only
+
+    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN_CHARACTERS], known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {noun} {describe(name)}{hint}; known: {', '.join(known)}"
+
+
+def describe(value: object) -> str:
+    """A value as a message shows it: short, in JSON's words, without control characters."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a number of many digits"
+    if isinstance(value, str) and len(value) > LONGEST_SHOWN_CHARACTERS:
+        return repr(value[:LONGEST_SHOWN_CHARACTERS]) + "..."
+    return repr(value)
+
+
+def _strings_from_text(text: str) -> object:
+    import json
+
+    if not text.startswith("["):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        # "[INST]" is a stop string of its own; '["a"' is a list gone wrong.
+        if not text.startswith('["'):
+            return text
+        raise ValueError(f"{describe(text)} is not a JSON list of strings") from None
