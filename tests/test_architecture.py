@@ -54,17 +54,20 @@ def syntax_tree(path: Path) -> ast.Module:
 def imported_modules(tree: ast.Module) -> Iterator[str]:
     """Every absolute module a file imports, at any depth, by statement or by name."""
     for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=aliases):
-                yield from (alias.name for alias in aliases)
-            case ast.ImportFrom(module=str(module), level=0):
-                yield module
-            case ast.Call(
-                func=ast.Attribute(attr="import_module")
-                | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(module)), *_],
-            ):
-                yield module
+        yield from modules_imported_by(node)
+
+
+def modules_imported_by(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Import(names=aliases):
+            yield from (alias.name for alias in aliases)
+        case ast.ImportFrom(module=str(module), level=0):
+            yield module
+        case ast.Call(
+            func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+            args=[ast.Constant(value=str(module)), *_],
+        ):
+            yield module
 
 
 def called_names(tree: ast.Module) -> set[str]:
@@ -164,11 +167,14 @@ def test_no_checkpoint_may_bring_code_of_its_own() -> None:
 
 def test_nothing_is_unpickled() -> None:
     pickling = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+    # A refusal of torch's weights-only reader has to be caught by its name.
+    allowed = "from pickle import UnpicklingError"
     assert [
-        f"{path} imports {module}"
+        f"{path}:{node.lineno}"
         for path in source_files(*PACKAGES)
-        for module in imported_modules(syntax_tree(path))
-        if module.partition(".")[0] in pickling
+        for node in ast.walk(syntax_tree(path))
+        if {module.partition(".")[0] for module in modules_imported_by(node)} & pickling
+        and ast.unparse(node) != allowed
     ] == []
 
 
