@@ -1,0 +1,257 @@
+"""The engine on stock transformers: int8 weights, whole, on one device."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from worker.engine.batch_generation import BatchGenerator, RunModel, special_tokens_of
+from worker.engine.checkpoint import open_checkpoint
+from worker.engine.engine import (
+    GenerationRequest,
+    GenerationResult,
+    LoadedModel,
+    LoadProgress,
+    MicroBatch,
+    ModelSource,
+    RequestError,
+)
+from worker.engine.families import family_of
+from worker.engine.int8_model import DeviceChoice, Int8Model, choose_device, load_int8
+from worker.engine.micro_batches import longest_first, take_micro_batch
+from worker.engine.prompt_encoding import EncodedPrompt, PromptEncoder, RefusedPromptError
+
+DEFAULT_MICRO_BATCH_ROWS = 16
+
+
+def load_engine(
+    source: ModelSource,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+    device: DeviceChoice = "auto",
+    micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+) -> TransformersEngine:
+    """Load a model as int8 onto the GPU if there is one, else onto the CPU.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+        LoadInterruptedError: should_stop() turned true on the way.
+    """
+    started = time.perf_counter()
+    chosen = choose_device(device)
+    checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
+    loaded = load_int8(checkpoint, chosen, on_progress=on_progress, should_stop=should_stop)
+    context_tokens = family_of(checkpoint.config).context_tokens(
+        checkpoint.config,
+        tokenizer_limit=loaded.tokenizer.model_max_length,
+        catalogue_limit=source.context_tokens,
+    )
+    description = LoadedModel(
+        alias=source.alias,
+        device=str(chosen),
+        architecture=type(loaded.model).__name__,
+        parameter_count=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        weight_bytes=_weight_bytes(loaded.model),
+        load_seconds=time.perf_counter() - started,
+        context_tokens=context_tokens,
+        compute_mode="llm_int8",
+    )
+    on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
+    return TransformersEngine(loaded, description, micro_batch_rows=micro_batch_rows)
+
+
+class TransformersEngine:
+    """An Engine over one loaded model.
+
+    The micro-batch starts at micro_batch_rows and is halved when memory runs
+    out; the size that worked is kept for the life of the engine.
+    """
+
+    def __init__(
+        self,
+        loaded: Int8Model,
+        description: LoadedModel,
+        *,
+        micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+        run_model: RunModel | None = None,
+    ) -> None:
+        """Wrap a loaded model; run_model stands in for its generate() in tests."""
+        if micro_batch_rows < 1:
+            raise ValueError(f"micro_batch_rows is {micro_batch_rows} and must be at least 1")
+        self._model = description
+        self._rows = micro_batch_rows
+        family = family_of(loaded.model.config)
+        special_tokens = special_tokens_of(loaded.model, loaded.tokenizer)
+        # generate() fills what a call leaves open from here.
+        loaded.model.generation_config = GenerationConfig()
+        self._shared_context_tokens = (
+            None if family.is_encoder_decoder else description.context_tokens
+        )
+        bos = loaded.tokenizer.bos_token_id
+        self._encoder = PromptEncoder(
+            tokenizer=loaded.tokenizer,
+            family=family,
+            context_tokens=description.context_tokens,
+            vocabulary_rows=loaded.model.get_input_embeddings().weight.shape[0],
+            blank_token_ids=(special_tokens.eos if bos is None else (bos,))[:1],
+        )
+        self._batches: BatchGenerator | None = BatchGenerator(
+            run_model=run_model or loaded.model.generate,
+            tokenizer=loaded.tokenizer,
+            family=family,
+            special_tokens=special_tokens,
+            device=loaded.device,
+        )
+
+    @property
+    def model(self) -> LoadedModel:
+        return self._model
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """The size of the next micro-batch."""
+        return self._rows
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, should_stop: Callable[[], bool]
+    ) -> Iterator[MicroBatch]:
+        """Yield each micro-batch as soon as its rows are finished; see Engine."""
+        prompts, refused = self._encode(requests)
+        if refused:
+            yield refused
+        waiting = longest_first(prompts)
+        while waiting and not should_stop():
+            micro_batch, was_interrupted = self._run_next(waiting, should_stop)
+            if micro_batch.results:
+                yield micro_batch
+            if was_interrupted:
+                return
+
+    def close(self) -> None:
+        """Free everything the model holds, on every device."""
+        self._batches = None
+        gc.collect()
+        _empty_cache()
+
+    def _encode(
+        self, requests: Sequence[GenerationRequest]
+    ) -> tuple[list[EncodedPrompt], MicroBatch | None]:
+        """The prompts that can be run, and the others' errors as one batch of no rows."""
+        prompts, refused = [], []
+        for request in requests:
+            try:
+                prompts.append(self._encoder.encode(request))
+            except RefusedPromptError as refusal:
+                refused.append(_failed(request.key, refusal.error, refusal.prompt_tokens))
+        return prompts, _errors_only(refused, rows=0) if refused else None
+
+    def _run_next(
+        self, waiting: deque[EncodedPrompt], should_stop: Callable[[], bool]
+    ) -> tuple[MicroBatch, bool]:
+        """Run the next micro-batch, in halves if memory runs out.
+
+        A row that fails even alone says nothing about the others, so the size
+        goes back to what it was.
+        """
+        rows_before = self._rows
+        retries = 0
+        while True:
+            batch = take_micro_batch(
+                waiting, rows=self._rows, shared_context_tokens=self._shared_context_tokens
+            )
+            outcome = self._attempt(batch, should_stop)
+            if outcome is not None:
+                micro_batch, was_interrupted = outcome
+                return replace(micro_batch, out_of_memory_retries=retries), was_interrupted
+            if len(batch) == 1:
+                self._rows = rows_before
+                error = _out_of_memory(batch[0], self._model.device)
+                failed = _failed(batch[0].request.key, error, len(batch[0].token_ids))
+                return replace(_errors_only([failed], rows=1), out_of_memory_retries=retries), False
+            waiting.extendleft(reversed(batch))
+            self._rows = len(batch) // 2
+            retries += 1
+
+    def _attempt(
+        self, batch: Sequence[EncodedPrompt], should_stop: Callable[[], bool]
+    ) -> tuple[MicroBatch, bool] | None:
+        """The batch's outcome, or None if memory ran out."""
+        if self._batches is None:
+            raise RuntimeError("the engine is closed")
+        try:
+            return self._batches.generate(batch, should_stop=should_stop)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here are the failed call's frames gone, and its tensors with them.
+        gc.collect()
+        _empty_cache()
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python means that memory ran out.
+
+    torch raises OutOfMemoryError for its own GPU allocations, and a plain
+    RuntimeError for the CPU's and for cuBLAS' workspace.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    message = str(error)
+    return "can't allocate memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message
+
+
+def _out_of_memory(prompt: EncodedPrompt, device: str) -> RequestError:
+    return RequestError(
+        code="out_of_memory",
+        message=(
+            f"{len(prompt.token_ids)} prompt tokens and up to {prompt.max_new_tokens} new ones do "
+            f"not fit in the memory of {device} beside the model, even alone; shorten the prompt, "
+            "lower max_new_tokens or free memory that other programs hold"
+        ),
+    )
+
+
+def _failed(key: int, error: RequestError, prompt_tokens: int) -> GenerationResult:
+    return GenerationResult(
+        key=key,
+        text=None,
+        finish_reason=None,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=0,
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+        error=error,
+    )
+
+
+def _errors_only(results: Sequence[GenerationResult], *, rows: int) -> MicroBatch:
+    return MicroBatch(
+        results=tuple(results),
+        rows=rows,
+        prompt_tokens=sum(result.prompt_tokens for result in results),
+        completion_tokens=0,
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+    )
+
+
+def _weight_bytes(model: Any) -> int:
+    """Bytes of parameters, buffers and int8 scales; a tied head counts once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    scales = (getattr(parameter, "SCB", None) for parameter in model.parameters())
+    tensors += [scale for scale in scales if scale is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
