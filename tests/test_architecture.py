@@ -170,7 +170,7 @@ def test_nothing_is_unpickled() -> None:
     # A refusal of torch's weights-only reader has to be caught by its name.
     allowed = "from pickle import UnpicklingError"
     assert [
-        f"{path}:{node.lineno}"
+        f"{path}: {ast.unparse(node)}"
         for path in source_files(*PACKAGES)
         for node in ast.walk(syntax_tree(path))
         if {module.partition(".")[0] for module in modules_imported_by(node)} & pickling
