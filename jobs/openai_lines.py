@@ -7,7 +7,8 @@ describes them. What cannot be honoured is refused, never dropped in silence.
 from __future__ import annotations
 
 from jobs.request_draft import RequestDraft
-from jobs.spec import PARAMETERS, describe, text_problem, unknown_problem
+from jobs.spec import PARAMETERS, unknown_problem
+from jobs.wording import describe, text_problem
 
 COMPLETIONS_URL = "/v1/completions"
 CHAT_URL = "/v1/chat/completions"

@@ -17,7 +17,8 @@ from jobs.prompt_formats import READERS, check_format, format_of_name
 from jobs.prompt_lines import LineError, Record
 from jobs.prompt_source import STANDARD_INPUT_NAME, PromptSource, SourceError
 from jobs.request_draft import RefusedLine
-from jobs.spec import PromptRequest, describe, parse_parameters, resolve_parameters
+from jobs.spec import PromptRequest, parse_parameters, resolve_parameters
+from jobs.wording import describe
 
 if TYPE_CHECKING:
     from jobs.custom_ids import CustomIds

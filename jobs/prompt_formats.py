@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 from jobs.csv_prompts import read_csv
 from jobs.prompt_lines import LineError, Record, decode_line, numbered_lines, request_from_fields
 from jobs.request_draft import RefusedLine
-from jobs.spec import describe
+from jobs.wording import describe
 
 Reader = Callable[[BinaryIO, Mapping[str, Any]], Iterator[Record]]
 

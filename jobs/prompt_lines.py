@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 
 from jobs.openai_lines import is_openai_line, take_openai_line
 from jobs.request_draft import LONGEST_CUSTOM_ID_CHARACTERS, RefusedLine, RequestDraft
-from jobs.spec import PromptRequest, text_problem
+from jobs.spec import PromptRequest
+from jobs.wording import text_problem
 
 Record = PromptRequest | RefusedLine
 

@@ -6,15 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.spec import (
-    PARAMETERS,
-    ParameterError,
-    PromptRequest,
-    describe,
-    length_problem,
-    parse_parameters,
-    text_problem,
-)
+from jobs.spec import PARAMETERS, ParameterError, PromptRequest, length_problem, parse_parameters
+from jobs.wording import describe, text_problem
 
 LONGEST_CUSTOM_ID_CHARACTERS = 512
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -5,16 +5,14 @@ One table serves the checks, the command's options and the documentation.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.errors import BadInputError
-
-LARGEST_SEED = 2**63 - 1
-MOST_STOP_STRINGS = 16
-LONGEST_SHOWN_CHARACTERS = 60
+from jobs.wording import describe, likeliest_meant, text_problem
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,40}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -68,8 +66,7 @@ class Parameter:
         """What a value must be, for messages and documentation."""
         if self.kind == "strings":
             return f"a string or a list of {self.low} to {self.high} strings, none empty"
-        noun = "a whole number" if self.kind == "integer" else "a number"
-        return f"{noun} {self.range_text}"
+        return f"{self._noun} {self.range_text}"
 
     def parse(self, value: object) -> Any:
         """The value in its one normal form.
@@ -82,8 +79,7 @@ class Parameter:
         # bool is an int to Python but not to anyone who writes a file.
         wanted = (int,) if self.kind == "integer" else (int, float)
         if type(value) not in wanted:
-            noun = "a whole number" if self.kind == "integer" else "a number"
-            raise ValueError(f"{describe(value)} is not {noun}; expected {self.expected}")
+            raise ValueError(f"{describe(value)} is not {self._noun}; expected {self.expected}")
         number: Any = value
         # Written so that NaN fails it too.
         if not (self.low <= number <= self.high) or (self.above_low and number == self.low):
@@ -106,6 +102,10 @@ class Parameter:
         elif _NUMBER.fullmatch(spelled):
             value = float(spelled)
         return self.parse(value)
+
+    @property
+    def _noun(self) -> str:
+        return "a whole number" if self.kind == "integer" else "a number"
 
     def _parse_strings(self, value: object) -> list[str]:
         strings = [value] if isinstance(value, str) else value
@@ -178,7 +178,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             default=None,
             help="end a completion before the first of these strings",
             low=1,
-            high=MOST_STOP_STRINGS,
+            high=16,
         ),
         Parameter(
             name="seed",
@@ -186,7 +186,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             default=None,
             help="makes drawn tokens repeatable; one is derived for each prompt if not given",
             low=0,
-            high=LARGEST_SEED,
+            high=2**63 - 1,  # what a signed 64-bit column holds
         ),
     )
 }
@@ -214,23 +214,14 @@ class GenerationParameters:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptRequest:
-    """One prompt of a file, checked.
+    """One prompt of a file, checked; exactly one of prompt and messages is set."""
 
-    Attributes:
-        line: Where it begins in the file, from 1.
-        custom_id: The user's own name for it, unique in the file.
-        prompt: The text, or None for a chat.
-        messages: The chat as role and content, or None for a text.
-        parameters: This line's own parameters only, normalised.
-        model: The model that an OpenAI line asks for.
-    """
-
-    line: int
-    custom_id: str | None
+    line: int  # where it begins in the file, from 1
+    custom_id: str | None  # the user's own name for it, unique in the file
     prompt: str | None
-    messages: list[dict[str, str]] | None
-    parameters: dict[str, Any]
-    model: str | None = None
+    messages: list[dict[str, str]] | None  # role and content of each
+    parameters: dict[str, Any]  # this line's own only, normalised
+    model: str | None = None  # which one an OpenAI line asks for
 
 
 def parse_parameters(
@@ -289,47 +280,15 @@ def length_problem(merged: Mapping[str, Any]) -> str | None:
     return f"min_new_tokens: {shortest} is too many; expected at most max_new_tokens, {longest}"
 
 
-def text_problem(text: str) -> str | None:
-    """Why a text cannot be stored or tokenised, if it cannot."""
-    if "\0" in text:
-        return "holds a NUL character, which the database cannot store; expected text without it"
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return "holds half of a surrogate pair (\\ud800 to \\udfff); expected whole characters"
-    return None
-
-
-def unknown_problem(noun: str, name: object, known: Collection[str]) -> str:
-    """The words for a name that is not known, with the likeliest that is."""
-    if isinstance(name, str) and name in REFUSED_PARAMETERS:
+def unknown_problem(noun: str, name: str, known: Collection[str]) -> str:
+    """The words for a key that is not known, or is refused on purpose."""
+    if name in REFUSED_PARAMETERS:
         return f"{name}: not supported, since {REFUSED_PARAMETERS[name]}"
-    import difflib  # costs start-up time and is needed for mistakes only
-
-    close = difflib.get_close_matches(str(name)[:LONGEST_SHOWN_CHARACTERS], known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = likeliest_meant(name, known)
     return f"unknown {noun} {describe(name)}{hint}; known: {', '.join(known)}"
 
 
-def describe(value: object) -> str:
-    """A value as a message shows it: short, in JSON's words, without control characters."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, int) and value.bit_length() > 128:
-        return "a number of many digits"
-    if isinstance(value, str) and len(value) > LONGEST_SHOWN_CHARACTERS:
-        return repr(value[:LONGEST_SHOWN_CHARACTERS]) + "..."
-    return repr(value)
-
-
 def _strings_from_text(text: str) -> object:
-    import json
-
     if not text.startswith("["):
         return text
     try:
