@@ -125,6 +125,7 @@ shards = Table(
     Column("attempt", Integer, nullable=False, default=0),
     # How often an owner died holding the shard.
     Column("crashes", Integer, nullable=False, default=0),
+    Column("last_error", Text),  # of a crash that could be caught
     Column("lease_owner", String(100)),
     Column("lease_process", Integer),
     Column("lease_expires_at", UtcDateTime),

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -163,6 +174,11 @@ def record_micro_batch(
             raise LeaseLostError()
         micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
         new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
+        if not new:
+            # This very batch is in already: its first commit succeeded, but the
+            # connection broke before the worker heard of it.
+            connection.execute(delete(micro_batches).where(micro_batches.c.id == micro_batch_id))
+            return 0
         seconds = batch.prefill_seconds + batch.decode_seconds
         add_to_counters(connection, claim.shard_id, new)
         connection.execute(
@@ -196,14 +212,19 @@ def finish_shard(database: Database, claim: Claim) -> None:
         complete_job_if_done(connection, claim.job_id)
 
 
-def release_shard(database: Database, claim: Claim) -> bool:
-    """Give an unfinished shard back to the queue; False when it was not ours any more."""
+def release_shard(database: Database, claim: Claim, *, error: str | None = None) -> bool:
+    """Give an unfinished shard back to the queue; False when it was not ours any more.
+
+    Args:
+        database: The ledger.
+        claim: The lease to give up.
+        error: Why the run failed, if it did; that counts as a crash.
+    """
+    values: dict[str, Any] = {"status": "queued", "published_at": None, **NO_LEASE}
+    if error is not None:
+        values |= {"crashes": shards.c.crashes + 1, "last_error": error}
     with database.write() as connection:
-        released = connection.execute(
-            update(shards)
-            .where(_held(claim))
-            .values(status="queued", published_at=None, **NO_LEASE)
-        )
+        released = connection.execute(update(shards).where(_held(claim)).values(**values))
         return released.rowcount == 1
 
 

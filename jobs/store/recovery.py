@@ -56,7 +56,7 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
     with database.write() as connection:
         lock_job(connection, claim.job_id)
         row = connection.execute(
-            select(shards.c.crashes).where(
+            select(shards.c.crashes, shards.c.last_error).where(
                 shards.c.id == claim.shard_id,
                 shards.c.attempt == claim.attempt,
                 shards.c.status == "running",
@@ -67,7 +67,7 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
         if row.crashes < max_crashes or not pending:
             return False
         if len(pending) == 1:
-            _fail_prompt(connection, claim, pending[0], row.crashes)
+            _fail_prompt(connection, claim, pending[0], row.crashes, row.last_error)
         else:
             _split(connection, claim, pending, max_crashes)
     return True
@@ -84,7 +84,7 @@ def _fail_prompt(connection: Connection, claim: Claim, prompt: PendingPrompt, cr
         prefill_seconds=0.0,
         decode_seconds=0.0,
         error_code="worker_crashed",
-        error_message=f"the worker died {crashes} times on this prompt alone",
+        error_message=f"the worker died {crashes} times on this prompt alone{reason}",
     )
     add_to_counters(
         connection, claim.shard_id, insert_outcomes(connection, claim, (outcome,), None)

@@ -1,0 +1,162 @@
+"""Holds the one loaded model of this process, until another one's turn comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from jobs.catalogue import Catalogue, CatalogueModel
+from jobs.database import Database
+from jobs.errors import DatabaseUnavailableError, UnknownModelError
+from jobs.settings import Settings
+from jobs.store import workers
+from worker.engine.engine import Engine, LoadedModel, LoadProgress, ModelSource
+from worker.log import Logger
+
+# A load reports hundreds of tensors; people and the database want a few lines.
+SECONDS_BETWEEN_REPORTS = 1.0
+
+
+class EngineHost:
+    """Loads lazily, keeps the model, and frees it before it loads another."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalogue: Catalogue,
+        database: Database,
+        worker_id: str,
+        log: Logger,
+    ) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._database = database
+        self._worker_id = worker_id
+        self._log = log
+        self._engine: Engine | None = None
+        self._alias: str | None = None
+        self._last_report = 0.0
+
+    def serves(self, alias: str) -> bool:
+        return alias in self._catalogue
+
+    def engine_for(self, alias: str, should_stop: Callable[[], bool]) -> Engine:
+        """The engine with this model loaded.
+
+        Raises:
+            UnknownModelError: The catalogue has no such model.
+            ModelLoadError: It cannot be loaded.
+            LoadInterruptedError: should_stop() turned true on the way.
+        """
+        if self._engine is not None and self._alias == alias:
+            return self._engine
+        model = self._catalogue.get(alias)
+        if model is None:
+            raise UnknownModelError(f"the worker's catalogue has no model {alias!r}")
+        self.unload()
+        self._log.info("model_loading", model=alias, location=model.location)
+        started = time.monotonic()
+        try:
+            engine = self._load(model, should_stop)
+        except BaseException:
+            self._report(lambda: workers.worker_unloaded(self._database, self._worker_id))
+            raise
+        self._engine, self._alias = engine, alias
+        self._loaded(engine.model, time.monotonic() - started)
+        return engine
+
+    def unload(self) -> None:
+        """Free the model, if there is one."""
+        if self._engine is None:
+            return
+        self._log.info("model_unloading", model=self._alias)
+        self._engine.close()
+        self._engine = self._alias = None
+        self._report(lambda: workers.worker_unloaded(self._database, self._worker_id))
+
+    def _load(self, model: CatalogueModel, should_stop: Callable[[], bool]) -> Engine:
+        def on_progress(progress: LoadProgress) -> None:
+            self._loading(model.alias, progress)
+
+        source = ModelSource(
+            alias=model.alias,
+            hub_id=model.hub_id,
+            folder=model.folder,
+            revision=model.revision,
+            context_tokens=model.context_tokens,
+        )
+        if model.engine == "null":
+            from worker.engine.null_engine import load_null_engine
+
+            return load_null_engine(
+                source,
+                on_progress=on_progress,
+                should_stop=should_stop,
+                load_seconds=model.load_seconds,
+                micro_batch_seconds=model.micro_batch_seconds,
+                micro_batch_rows=self._settings.micro_batch_rows,
+            )
+        from worker.engine.transformers_engine import load_engine
+
+        return load_engine(
+            source,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            device=self._settings.device,
+            micro_batch_rows=self._settings.micro_batch_rows,
+        )
+
+    def _loading(self, alias: str, progress: LoadProgress) -> None:
+        now = time.monotonic()
+        is_last = progress.done >= progress.total
+        if now - self._last_report < SECONDS_BETWEEN_REPORTS and not is_last:
+            return
+        self._last_report = now
+        self._log.info(
+            "model_progress",
+            model=alias,
+            stage=progress.stage,
+            done=progress.done,
+            total=progress.total,
+            unit=progress.unit,
+        )
+        self._report(
+            lambda: workers.worker_loading(
+                self._database,
+                self._worker_id,
+                model=alias,
+                stage=progress.stage,
+                done=progress.done,
+                total=progress.total,
+                unit=progress.unit,
+            )
+        )
+
+    def _loaded(self, model: LoadedModel, seconds: float) -> None:
+        self._log.info(
+            "model_loaded",
+            model=model.alias,
+            seconds=round(seconds, 2),
+            device=model.device,
+            architecture=model.architecture,
+            parameters=model.parameter_count,
+            weight_mib=round(model.weight_bytes / 2**20, 1),
+            compute_mode=model.compute_mode,
+        )
+        self._report(
+            lambda: workers.worker_loaded(
+                self._database,
+                self._worker_id,
+                model=model.alias,
+                device=model.device,
+                load_seconds=seconds,
+            )
+        )
+
+    def _report(self, write: Callable[[], None]) -> None:
+        """Tell the ledger, which is for people: a load must not fail over it."""
+        try:
+            write()
+        except DatabaseUnavailableError as error:
+            self._log.warning("worker_state_not_written", reason=error.message)

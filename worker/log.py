@@ -1,0 +1,63 @@
+"""The worker's log: one event a line, on standard error, as text or as JSON.
+
+A line is an event with its fields: `shard_finished job=k3m9 shard=7 prompts=256`.
+Celery's own lines go through the same renderer.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+Logger = structlog.stdlib.BoundLogger
+
+
+def configure_logging(log_format: str, level: int = logging.INFO) -> None:
+    """Send every log line of the process to standard error.
+
+    Args:
+        log_format: "text" or "json".
+        level: The least severe level that is shown.
+    """
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any
+    if log_format == "json":
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False
+        )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Celery tells of each message it receives and acknowledges; ours say more.
+    for chatty in ("celery.app.trace", "celery.worker.strategy", "celery.redirected"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger() -> Logger:
+    logger: Logger = structlog.stdlib.get_logger("tgp-jobs")
+    return logger
