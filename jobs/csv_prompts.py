@@ -12,6 +12,7 @@ from jobs.prompt_lines import (
     LineError,
     Record,
     decode_line,
+    is_blank,
     numbered_lines,
 )
 from jobs.request_draft import RefusedLine, RequestDraft
@@ -76,7 +77,7 @@ class _CsvRecords:
     def _lines(self, stream: BinaryIO) -> Iterator[str]:
         for line, raw in numbered_lines(stream):
             if self._record_bytes == 0:
-                if not raw.strip():
+                if is_blank(raw):
                     continue
                 self.line = line
             self._record_bytes += len(raw)

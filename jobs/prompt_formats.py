@@ -12,10 +12,18 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, NoReturn
 
 from jobs.csv_prompts import read_csv
-from jobs.prompt_lines import LineError, Record, decode_line, numbered_lines, request_from_fields
+from jobs.prompt_lines import (
+    LineError,
+    Record,
+    decode_line,
+    is_blank,
+    numbered_lines,
+    request_from_fields,
+)
 from jobs.request_draft import RefusedLine
 from jobs.wording import describe
 
+JSON_SPACE = " \t\r\n"
 Reader = Callable[[BinaryIO, Mapping[str, Any]], Iterator[Record]]
 
 
@@ -25,16 +33,15 @@ def read_jsonl(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     is_first = True
     for line, raw in numbered_lines(stream):
-        content = raw.strip()
-        if not content:
+        if is_blank(raw):
             continue
-        if is_first and content.startswith(b"["):
+        if is_first and raw.lstrip().startswith(b"["):
             problem = "a JSON array; expected one JSON object per line (`jq -c '.[]'` makes them)"
             yield RefusedLine(line=line, problems=(problem,))
             return
         is_first = False
         try:
-            fields = _json_object(decoder, decode_line(content))
+            fields = _json_object(decoder, decode_line(raw).strip(JSON_SPACE))
         except LineError as error:
             yield RefusedLine(line=line, problems=error.args)
         else:
@@ -44,7 +51,7 @@ def read_jsonl(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[
 def read_text(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[Record]:
     """One prompt per line, kept as it stands but for the line's end."""
     for line, raw in numbered_lines(stream):
-        if not raw.strip():
+        if is_blank(raw):
             continue
         try:
             prompt = decode_line(raw).removesuffix("\n").removesuffix("\r")

@@ -14,7 +14,6 @@ Record = PromptRequest | RefusedLine
 
 LONGEST_LINE_BYTES = 16 * 2**20
 LONGEST_LINE_TEXT = "16 MiB"
-UTF8_BOM = b"\xef\xbb\xbf"
 REQUEST_KEYS = ("prompt", "messages", "custom_id")
 
 
@@ -23,7 +22,7 @@ class LineError(ValueError):
 
 
 def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1, without a byte order mark.
+    """Lines with their numbers from 1.
 
     Of a line that is too long only its first LONGEST_LINE_BYTES + 1 bytes are
     given, for decode_line to refuse; the rest is skipped in pieces.
@@ -34,7 +33,12 @@ def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         if len(raw) > LONGEST_LINE_BYTES and not raw.endswith(b"\n"):
             while (rest := stream.readline(2**20)) and not rest.endswith(b"\n"):
                 pass
-        yield line, raw.removeprefix(UTF8_BOM) if line == 1 else raw
+        yield line, raw
+
+
+def is_blank(raw: bytes) -> bool:
+    # Of a line that is too long, what is not blank may have been skipped.
+    return len(raw) <= LONGEST_LINE_BYTES and not raw.strip()
 
 
 def decode_line(raw: bytes) -> str:

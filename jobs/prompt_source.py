@@ -19,6 +19,7 @@ STANDARD_INPUT = "-"
 STANDARD_INPUT_NAME = "<stdin>"
 BUFFER_BYTES = 2**18
 GZIP_MAGIC = b"\x1f\x8b"
+UTF8_BOM = b"\xef\xbb\xbf"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -108,18 +109,24 @@ class PromptSource:
         return cast(BinaryIO, copy)
 
     def _decompressed(self, raw: BinaryIO) -> BinaryIO:
-        """The bytes themselves if they are not gzipped, whatever the name says."""
+        """The text's bytes; gzip is known by its content, whatever the name says."""
         start = raw.read(len(GZIP_MAGIC))
         raw.seek(0)
-        if start in UTF16_BOMS:
-            raise SourceError("the file is UTF-16; expected a file saved as UTF-8")
         if start == GZIP_MAGIC:
-            return io.BufferedReader(
-                cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), buffer_size=BUFFER_BYTES
-            )
+            file = cast(io.RawIOBase, gzip.GzipFile(fileobj=raw))
+            return _after_byte_order_mark(io.BufferedReader(file, buffer_size=BUFFER_BYTES))
         if self._path is not None and self._path.suffix.lower() == ".gz":
             raise SourceError("the name ends in .gz but the content is not gzip")
-        return raw
+        return _after_byte_order_mark(raw)
+
+
+def _after_byte_order_mark(stream: BinaryIO) -> BinaryIO:
+    start = stream.read(len(UTF8_BOM))
+    if start[:2] in UTF16_BOMS:
+        raise SourceError("the file is UTF-16; expected a file saved as UTF-8")
+    if start != UTF8_BOM:
+        stream.seek(0)
+    return stream
 
 
 def _reason(error: OSError) -> str:
