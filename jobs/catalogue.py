@@ -20,7 +20,7 @@ from jobs.settings import Settings
 
 # An alias is part of a queue's name and of file names.
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-TEXT_KEYS = ("hub_id", "folder", "packaged", "revision", "description", "engine")
+TEXT_KEYS = ("hub_id", "folder", "packaged", "revision", "description", "engine", "crash_on")
 LOCATIONS = ("hub_id", "folder", "packaged")
 ENGINES = ("transformers", "null")
 # What the null engine of benchmarks and fault tests may be told, in seconds.
@@ -44,6 +44,7 @@ class CatalogueModel:
     engine: str = "transformers"
     load_seconds: float = 0.0
     micro_batch_seconds: float = 0.0
+    crash_on: str | None = None  # a prompt that kills the null engine's process
 
     @property
     def location(self) -> str:

@@ -11,12 +11,14 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from platformdirs import user_data_path
 
 from jobs.errors import SettingsError
+
+Device = Literal["auto", "cuda", "cpu"]
 
 ENVIRONMENT_PREFIX = "TGP_"
 # sun_path holds 108 bytes on Linux; redis-server refuses longer socket paths.
@@ -87,7 +89,7 @@ class Settings:
     catalogue: Path | None = _setting(None, _text_path, "TOML file with more models")
     shard_size: int = _setting(256, _between(1, 100_000, int), "prompts per shard")
     micro_batch_rows: int = _setting(16, _between(1, 4096, int), "most rows generated together")
-    device: str = _setting("auto", _one_of("auto", "cuda", "cpu"), "where the model runs")
+    device: Device = _setting("auto", _one_of("auto", "cuda", "cpu"), "where the model runs")
     lease_seconds: float = _setting(60.0, _between(0.2, 86_400, float), "a shard's lease")
     sweep_seconds: float = _setting(30.0, _between(0.1, 3_600, float), "time between two sweeps")
     max_crashes: int = _setting(3, _between(1, 100, int), "deaths before work is split or failed")

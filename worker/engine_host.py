@@ -87,15 +87,16 @@ class EngineHost:
             context_tokens=model.context_tokens,
         )
         if model.engine == "null":
-            from worker.engine.null_engine import load_null_engine
+            from worker.engine.null_engine import NullBehaviour, NullEngineLoader
 
-            return load_null_engine(
-                source,
-                on_progress=on_progress,
-                should_stop=should_stop,
+            behaviour = NullBehaviour(
                 load_seconds=model.load_seconds,
                 micro_batch_seconds=model.micro_batch_seconds,
                 micro_batch_rows=self._settings.micro_batch_rows,
+                crash_on=model.crash_on,
+            )
+            return NullEngineLoader(behaviour=behaviour)(
+                source, on_progress=on_progress, should_stop=should_stop
             )
         from worker.engine.transformers_engine import load_engine
 

@@ -34,6 +34,7 @@ def configure_logging(log_format: str, level: int = logging.INFO) -> None:
             colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False
         )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_lost_child_in_a_line)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -56,6 +57,13 @@ def configure_logging(log_format: str, level: int = logging.INFO) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _lost_child_in_a_line(record: logging.LogRecord) -> bool:
+    """Celery says of a dead child in a page of traceback what fits on a line."""
+    if "WorkerLostError" in record.getMessage():
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def get_logger() -> Logger:

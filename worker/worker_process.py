@@ -19,7 +19,7 @@ from jobs.settings import Settings, redact_url
 from jobs.store import workers
 from worker.embedded_redis import EmbeddedRedis
 from worker.engine_host import EngineHost
-from worker.log import Logger, get_logger
+from worker.log import Logger, configure_logging, get_logger
 from worker.run_shard import Outcome, ShardRunner
 from worker.stop_signal import StopSignal
 from worker.sweeper import Sweeper
@@ -62,6 +62,7 @@ class WorkerProcess:
     def before_start(self, controller: Any) -> None:
         """Make ready what the consumer needs before it connects."""
         self.controller = controller
+        configure_logging(self.settings.log_format)
         if self.settings.redis_is_embedded:
             self.redis = EmbeddedRedis(self.settings, self.log)
             self.redis.start()

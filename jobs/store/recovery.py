@@ -73,7 +73,14 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
     return True
 
 
-def _fail_prompt(connection: Connection, claim: Claim, prompt: PendingPrompt, crashes: int) -> None:
+def _fail_prompt(
+    connection: Connection,
+    claim: Claim,
+    prompt: PendingPrompt,
+    crashes: int,
+    last_error: str | None,
+) -> None:
+    reason = f"; the last error was: {last_error}" if last_error else ""
     outcome = PromptOutcome(
         index=prompt.index,
         text=None,
