@@ -49,8 +49,8 @@ def take_openai_line(draft: RequestDraft, fields: dict[str, object]) -> None:
         )
     body = fields.get("body")
     if not isinstance(body, dict):
-        given = describe(body) if "body" in fields else "missing"
-        draft.refuse(f"body: {given}; expected an object with prompt or messages")
+        wrong = f": {describe(body)} is not an object" if "body" in fields else " is missing"
+        draft.refuse(f"body{wrong}; expected an object with prompt or messages")
         return
     # Without a usable url the body itself says which of the two it is.
     is_chat = url == CHAT_URL if url in (COMPLETIONS_URL, CHAT_URL) else "messages" in body

@@ -98,11 +98,17 @@ class PromptSource:
         yield self._stdin or sys.stdin.buffer
 
     def _copied(self, original: BinaryIO) -> BinaryIO:
-        copy = tempfile.TemporaryFile(  # noqa: SIM115 (lives until close)
-            dir=self._temporary_folder, buffering=BUFFER_BYTES
-        )
+        try:
+            copy = tempfile.TemporaryFile(  # noqa: SIM115 (lives until close)
+                dir=self._temporary_folder, buffering=BUFFER_BYTES
+            )
+        except OSError as error:
+            raise _copy_error(error) from None
         try:
             shutil.copyfileobj(original, copy, BUFFER_BYTES)
+        except OSError as error:
+            copy.close()
+            raise _copy_error(error) from None
         except BaseException:
             copy.close()
             raise
@@ -118,6 +124,10 @@ class PromptSource:
         if self._path is not None and self._path.suffix.lower() == ".gz":
             raise SourceError("the name ends in .gz but the content is not gzip")
         return _after_byte_order_mark(raw)
+
+
+def _copy_error(error: OSError) -> SourceError:
+    return SourceError(f"cannot be kept in a temporary file: {error.strerror or error}")
 
 
 def _after_byte_order_mark(stream: BinaryIO) -> BinaryIO:

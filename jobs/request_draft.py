@@ -160,7 +160,11 @@ class RequestDraft:
                 'expected {"type": "text", "text": "..."}'
             )
             return ""
-        return self._content(f"{where}.text", value.get("text"))
+        text = value.get("text")
+        if isinstance(text, str):
+            return self._content(f"{where}.text", text)
+        self.refuse(f"{where}.text: {describe(text)} is not text; expected a string")
+        return ""
 
 
 def _any_of(choices: Collection[str]) -> str:

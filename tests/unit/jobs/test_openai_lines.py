@@ -1,0 +1,123 @@
+"""The promises to OpenAI's batch lines: read in full, or refused; nothing is dropped."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.spec import PARAMETERS
+from tests.unit.jobs.prompt_contents import openai, problems_of, request, requests_of, summary_of
+
+BODY_KEYS = ["model", "prompt", "messages", "max_tokens", "max_completion_tokens", *PARAMETERS]
+ONE_COMPLETION = "(a prompt has one completion; repeat the line to have more)"
+LIST_PROMPT = "is not a string; expected a string"
+
+
+def test_a_completion_line_is_a_request() -> None:
+    body = {"model": "m", "prompt": ["Hi"], "max_tokens": 5, "temperature": 0, "top_k": 3}
+    line = openai(body, custom_id="a", method="POST")
+    parameters = {"max_new_tokens": 5, "temperature": 0.0, "top_k": 3}
+    assert requests_of(line) == [request(1, "Hi", custom_id="a", parameters=parameters, model="m")]
+
+
+def test_a_chat_line_is_a_request() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    line = openai({"messages": messages, "max_completion_tokens": 5}, url="/v1/chat/completions")
+    (read,) = requests_of(line)
+    assert (read.messages, read.parameters) == (messages, {"max_new_tokens": 5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n", 1),
+        ("best_of", 1),
+        ("stream", False),
+        ("echo", False),
+        ("logprobs", None),
+        ("logprobs", False),
+        ("presence_penalty", 0),
+        ("frequency_penalty", 0.0),
+        ("user", "u"),
+        ("metadata", {"a": "b"}),
+        ("store", True),
+        ("stop", None),
+        ("model", None),
+    ],
+)
+def test_an_option_that_changes_nothing_is_accepted(key: str, value: object) -> None:
+    assert requests_of(openai({"prompt": "Hi", key: value})) == [request(1, "Hi")]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"n": 2}, f"body.n: 2 is not supported; expected 1 {ONE_COMPLETION}"),
+        ({"n": True}, f"body.n: true is not supported; expected 1 {ONE_COMPLETION}"),
+        ({"best_of": 2}, f"body.best_of: 2 is not supported; expected 1 {ONE_COMPLETION}"),
+        ({"stream": True}, "body.stream: true is not supported; expected false"),
+        ({"logprobs": 5}, "body.logprobs: 5 is not supported; expected false"),
+        ({"logprobs": 0}, "body.logprobs: 0 is not supported; expected false"),
+        ({"presence_penalty": 0.5}, "body.presence_penalty: 0.5 is not supported; expected 0"),
+        (
+            {"tools": []},
+            f"body: unknown key 'tools'; known: {', '.join(BODY_KEYS)}; "
+            "other keys are not supported",
+        ),
+        (
+            {"max_tokens": 0},
+            "body.max_tokens: 0 is out of range; expected a whole number from 1 to 1000000",
+        ),
+        (
+            {"max_tokens": 1, "max_new_tokens": 2},
+            "body.max_new_tokens: max_tokens was given as well; expected one of them",
+        ),
+        ({"model": 7}, "body.model: 7 is not a model's name; expected a string"),
+        ({"prompt": ["a", "b"]}, f"prompt: a list of 2 {LIST_PROMPT}"),
+        ({"prompt": [1, 2, 3]}, f"prompt: a list of 3 {LIST_PROMPT}"),
+        ({"prompt": ""}, "prompt is empty; expected at least one character"),
+        (
+            {"messages": []},
+            "body.messages: does not belong to /v1/completions; expected prompt alone",
+        ),
+    ],
+)
+def test_a_body_that_cannot_be_honoured_is_refused(body: dict[str, object], problem: str) -> None:
+    assert problems_of(openai({"prompt": "a"} | body)) == [f":1: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (openai({}), "body.prompt is missing; /v1/completions needs it"),
+        (
+            openai({"prompt": "a"}, url="/v1/embeddings"),
+            "url: '/v1/embeddings' is not supported; "
+            "expected /v1/completions or /v1/chat/completions",
+        ),
+        (
+            openai("a"),
+            "body: 'a' is not an object; expected an object with prompt or messages",
+        ),
+        (
+            '{"url": "/v1/completions"}',
+            "body is missing; expected an object with prompt or messages",
+        ),
+        (openai({"prompt": "a"}, method="GET"), "method: 'GET' is not supported; expected 'POST'"),
+        (
+            openai({"prompt": "a"}, temperature=1),
+            "unknown key 'temperature'; known: custom_id, method, url, body",
+        ),
+    ],
+)
+def test_a_line_of_another_shape_is_refused(line: str, problem: str) -> None:
+    assert problems_of(line) == [f":1: {problem}"]
+
+
+def test_the_summary_names_the_models_asked_for() -> None:
+    lines = [openai({"prompt": "a", "model": model}) for model in ("b", "a", "b")]
+    assert summary_of("\n".join(lines)).models == ("a", "b")
+
+
+def test_the_summary_names_at_most_20_models() -> None:
+    lines = [openai({"prompt": "a", "model": str(number)}) for number in range(30)]
+    assert len(summary_of("\n".join(lines)).models) == 20
