@@ -26,6 +26,16 @@ from worker.engine.library_noise import quiet_libraries
 
 # transformers' names, in the order it looks for them.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# One of them is there wherever there is a tokenizer. transformers makes up an
+# empty GPT-2 tokenizer where there is none.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +83,7 @@ def open_checkpoint(
         )
     _read_json(folder / "config.json", what="a Hugging Face checkpoint folder holds one")
     config = _configuration(folder)
+    _require_tokenizer(folder)
     return Checkpoint(
         folder=folder,
         config=config,
@@ -130,6 +141,14 @@ def _model_class(config: Any, folder: Path) -> Any:
 def _is_encoder_only(config: Any) -> bool:
     """BERT and its kin have a causal head too, which no published weights fit."""
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+
+
+def _require_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelLoadError(
+            f"there is no tokenizer in {folder}: expected tokenizer.json (or one of "
+            f"{', '.join(_TOKENIZER_FILES[1:])}); copy or download the tokenizer's files too"
+        )
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
