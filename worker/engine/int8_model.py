@@ -96,7 +96,9 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
                 weights_only=True,
+                # both are refused below, with their names
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 **_quantization(checkpoint.config),
             )
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -134,7 +136,9 @@ def _quantization(config: Any) -> dict[str, Any]:
 def _refuse_incomplete(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
     """What a checkpoint lacks, transformers fills with random numbers."""
     for what, key in (("lacks", "missing_keys"), ("has another shape for", "mismatched_keys")):
-        names = sorted(str(name) for name in report.get(key) or ())
+        # a mismatched key comes with its two shapes
+        keys = report.get(key) or ()
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in keys)
         if names:
             raise ModelLoadError(
                 f"the checkpoint in {checkpoint.folder} {what} {len(names)} tensors of its own "
