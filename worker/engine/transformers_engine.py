@@ -177,7 +177,7 @@ class TransformersEngine:
                 failed = _failed(batch[0].request.key, error, len(batch[0].token_ids))
                 return replace(_errors_only([failed], rows=1), out_of_memory_retries=retries), False
             waiting.extendleft(reversed(batch))
-            self._rows = len(batch) // 2
+            self._rows = (len(batch) + 1) // 2
             retries += 1
 
     def _attempt(
