@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from jobs.errors import QueueUnavailableError
 from jobs.settings import Settings
@@ -66,7 +68,7 @@ class EmbeddedRedis:
             self._shut_down()
 
     def _answers(self) -> bool:
-        client = redis.Redis(unix_socket_path=str(self._socket), socket_timeout=5)
+        client = self._client()
         try:
             return bool(client.ping())
         except redis.BusyLoadingError:
@@ -75,6 +77,15 @@ class EmbeddedRedis:
             return False
         finally:
             client.close()
+
+    def _client(self) -> redis.Redis:
+        # No retries: a server that is down, or has just been told to go, is
+        # the answer, and the client would wait seconds for it to come back.
+        return redis.Redis(
+            unix_socket_path=str(self._socket),
+            socket_timeout=5,
+            retry=Retry(NoBackoff(), retries=0),
+        )
 
     def _launch(self) -> None:
         self._socket.unlink(missing_ok=True)
@@ -116,7 +127,7 @@ class EmbeddedRedis:
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
     def _shut_down(self) -> None:
-        client = redis.Redis(unix_socket_path=str(self._socket), socket_timeout=10)
+        client = self._client()
         try:
             client.shutdown(save=False)
         except redis.RedisError as error:
