@@ -1,0 +1,83 @@
+"""`tgp-jobs db`: the database's schema."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import json_option, settings_options
+from cli.output import print_json
+from jobs.database import Database, connect, schema_revision
+from jobs.database import upgrade as upgrade_schema
+from jobs.models import SCHEMA_REVISION
+from jobs.settings import Settings
+
+
+@click.group()
+def db() -> None:
+    r"""Look after the database's schema.
+
+    \b
+    Example:
+      tgp-jobs db upgrade
+      tgp-jobs db current
+    """
+
+
+@db.command()
+@settings_options()
+@json_option
+def upgrade(*, settings: Settings, as_json: bool) -> None:
+    r"""Bring the schema up to this program's; run it once after an update.
+
+    Needed for Postgres; SQLite is upgraded on first use. Running it again, or
+    from two machines at once, does no harm.
+
+    \b
+    Example:
+      tgp-jobs db upgrade --database-url postgresql://tgp@db.example/tgp
+    """
+    database = connect(settings)
+    before = schema_revision(database)
+    upgrade_schema(database)
+    after = schema_revision(database)
+    if as_json:
+        print_json(_document(database, after) | {"upgraded": before != after})
+    elif before == after:
+        click.echo(f"{database.shown_url} is at {after} already")
+    else:
+        click.echo(f"{database.shown_url} went from {before or 'empty'} to {after}")
+
+
+@db.command()
+@settings_options()
+@json_option
+@click.pass_context
+def current(context: click.Context, *, settings: Settings, as_json: bool) -> None:
+    r"""Show the schema's revision; exits with 1 if it is not this program's.
+
+    \b
+    Example:
+      tgp-jobs db current
+      tgp-jobs db current --json
+    """
+    database = connect(settings)
+    revision = schema_revision(database)
+    is_newest = revision == SCHEMA_REVISION
+    if as_json:
+        print_json(_document(database, revision))
+    elif is_newest:
+        click.echo(f"{revision} (the newest)")
+    else:
+        click.echo(
+            f"{revision or 'empty'}; this program needs {SCHEMA_REVISION}: tgp-jobs db upgrade"
+        )
+    context.exit(0 if is_newest else 1)
+
+
+def _document(database: Database, revision: str | None) -> dict[str, object]:
+    return {
+        "database": database.shown_url,
+        "revision": revision,
+        "newest": SCHEMA_REVISION,
+        "is_newest": revision == SCHEMA_REVISION,
+    }

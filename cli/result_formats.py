@@ -1,0 +1,172 @@
+"""Results as text, a row at a time: JSON Lines, CSV, a table, OpenAI's batch output."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from cli.output import json_text, printable
+from jobs.store.records import JobReport, ResultRow
+
+Format = Callable[[JobReport, Iterable[ResultRow]], Iterator[str]]
+
+CSV_COLUMNS = (
+    "index",
+    "custom_id",
+    "prompt",
+    "completion",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "model",
+    "queued_seconds",
+    "prefill_seconds",
+    "decode_seconds",
+    "error_code",
+    "error_message",
+)
+# Index, end, tokens and the spaces between: what a table's texts leave free.
+TABLE_FIXED_WIDTH = 7 + 2 + 16 + 2 + 6 + 2 + 2
+LEAST_TABLE_WIDTH = 72
+
+
+def jsonl_lines(job: JobReport, rows: Iterable[ResultRow]) -> Iterator[str]:
+    """A JSON object per result, in the words of the documentation."""
+    for row in rows:
+        yield json_text(result_document(job, row)) + "\n"
+
+
+def result_document(job: JobReport, row: ResultRow) -> dict[str, Any]:
+    """One result; "prompt" is a text, or the messages of a chat."""
+    return {
+        "index": row.index,
+        "custom_id": row.custom_id,
+        "prompt": row.messages if row.prompt is None else row.prompt,
+        "completion": row.text,
+        "finish_reason": row.finish_reason,
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "model": job.model,
+        "timing": {
+            "queued_seconds": round(row.queued_seconds, 6),
+            "prefill_seconds": round(row.prefill_seconds, 6),
+            "decode_seconds": round(row.decode_seconds, 6),
+        },
+        "error": _error(row),
+    }
+
+
+def csv_lines(job: JobReport, rows: Iterable[ResultRow]) -> Iterator[str]:
+    """A heading and a record per result; the messages of a chat are JSON."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+
+    def written(values: Iterable[object]) -> str:
+        writer.writerow(values)
+        text = buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+        return text
+
+    yield written(CSV_COLUMNS)
+    for row in rows:
+        document = result_document(job, row)
+        error = document["error"] or {}
+        flat = document | document["timing"]
+        flat |= {"error_code": error.get("code"), "error_message": error.get("message")}
+        if row.messages is not None:
+            flat["prompt"] = json.dumps(row.messages, ensure_ascii=False)
+        yield written(flat[column] for column in CSV_COLUMNS)
+
+
+def table_lines(job: JobReport, rows: Iterable[ResultRow]) -> Iterator[str]:
+    """A line per result, cut to the terminal's width; printed as rows come, not at the end."""
+    width = max(shutil.get_terminal_size((120, 24)).columns, LEAST_TABLE_WIDTH)
+    text_width = (width - TABLE_FIXED_WIDTH) // 2
+    yield _table_line(("index", "end", "tokens", "prompt", "completion"), text_width)
+    for row in rows:
+        prompt = row.prompt
+        if prompt is None:
+            prompt = row.messages[-1]["content"] if row.messages else ""
+        end = row.finish_reason or row.error_code or ""
+        completion = row.text if row.error_code is None else row.error_message
+        tokens = str(row.completion_tokens)
+        yield _table_line((str(row.index), end, tokens, prompt, completion or ""), text_width)
+
+
+def _table_line(cells: tuple[str, str, str, str, str], text_width: int) -> str:
+    index, end, tokens, *texts = cells
+    shown = "  ".join(_fitted(each, text_width) for each in texts)
+    return f"{index:>7}  {_fitted(end, 16)}  {tokens:>6}  {shown}".rstrip() + "\n"
+
+
+def _fitted(text: str, width: int) -> str:
+    # Wide characters take two cells, which len does not know.
+    from rich.cells import cell_len, set_cell_size
+
+    # More characters than this never fit, and a completion may have thousands.
+    shown = printable(text[: width + 1])
+    if cell_len(shown) <= width:
+        return set_cell_size(shown, width)
+    return set_cell_size(shown, width - 1) + "…"
+
+
+def openai_lines(job: JobReport, rows: Iterable[ResultRow]) -> Iterator[str]:
+    """The output file of OpenAI's Batch API, failed requests included.
+
+    The format is that of platform.openai.com/docs/guides/batch.
+    """
+    for row in rows:
+        yield json_text(_openai_document(job, row)) + "\n"
+
+
+def _openai_document(job: JobReport, row: ResultRow) -> dict[str, Any]:
+    request_id = f"{job.id}-{row.index}"
+    response = None
+    if row.error_code is None:
+        body = _openai_body(job, row, request_id)
+        response = {"status_code": 200, "request_id": request_id, "body": body}
+    return {
+        "id": f"batch_req_{request_id}",
+        "custom_id": row.custom_id or f"request-{row.index}",
+        "response": response,
+        "error": _error(row),
+    }
+
+
+def _openai_body(job: JobReport, row: ResultRow, request_id: str) -> dict[str, Any]:
+    is_chat = row.prompt is None
+    content: dict[str, Any] = (
+        {"message": {"role": "assistant", "content": row.text}} if is_chat else {"text": row.text}
+    )
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": row.finish_reason}
+    return {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": int(job.created_at.timestamp()),
+        "model": job.model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": row.prompt_tokens,
+            "completion_tokens": row.completion_tokens,
+            "total_tokens": row.prompt_tokens + row.completion_tokens,
+        },
+    }
+
+
+def _error(row: ResultRow) -> dict[str, str | None] | None:
+    if row.error_code is None:
+        return None
+    return {"code": row.error_code, "message": row.error_message}
+
+
+FORMATS: Mapping[str, Format] = {
+    "jsonl": jsonl_lines,
+    "csv": csv_lines,
+    "table": table_lines,
+    "openai": openai_lines,
+}

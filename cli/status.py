@@ -1,0 +1,48 @@
+"""`tgp-jobs status`: how far a job is."""
+
+from __future__ import annotations
+
+import click
+
+from cli.job_document import job_document, job_fields
+from cli.options import job_argument, json_option, settings_options
+from cli.output import print_fields, print_json
+from jobs.database import open_database
+from jobs.settings import Settings
+from jobs.store.reading import find_job, job_report, model_state
+
+
+@click.command()
+@job_argument
+@click.option("--watch", is_flag=True, help="Stay and show progress until the job has ended.")
+@settings_options()
+@json_option
+@click.pass_context
+def status(
+    context: click.Context, job: str, *, watch: bool, settings: Settings, as_json: bool
+) -> None:
+    r"""Show how far a job is.
+
+    ID is a job's id or enough of its beginning. Exits with 1 if --watch saw
+    the job fail, its prompts fail, or somebody cancel it.
+
+    \b
+    Example:
+      tgp-jobs status 7kq2
+      tgp-jobs status 7kq2 --watch
+      tgp-jobs status 7kq2 --json
+    """
+    database = open_database(settings)
+    job_id = find_job(database, job)
+    code = 0
+    if watch:
+        from cli.watch import exit_code, watch_job
+
+        code = exit_code(watch_job(database, job_id))
+    report = job_report(database, job_id)
+    state = model_state(database, report.model)
+    if as_json:
+        print_json(job_document(report, state))
+    else:
+        print_fields(job_fields(report, state))
+    context.exit(code)
