@@ -90,17 +90,16 @@ def _plain_request(line: int, fields: dict[str, object]) -> PromptRequest | None
     as the full check, which must agree with it.
     """
     prompt = fields.get("prompt")
-    if type(prompt) is not str or not prompt or text_problem(prompt):
+    if not isinstance(prompt, str) or not prompt or text_problem(prompt):
         return None
-    custom_id = None
+    custom_id: str | None = None
     if len(fields) == 2:
-        custom_id = fields.get("custom_id")
-        if (
-            type(custom_id) is not str
-            or not 0 < len(custom_id) <= LONGEST_CUSTOM_ID_CHARACTERS
-            or text_problem(custom_id)
-        ):
+        given = fields.get("custom_id")
+        if not isinstance(given, str) or not 0 < len(given) <= LONGEST_CUSTOM_ID_CHARACTERS:
             return None
+        if text_problem(given):
+            return None
+        custom_id = given
     return PromptRequest(
         line=line, custom_id=custom_id, prompt=prompt, messages=None, parameters={}
     )
