@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 
 TRAINED = Path(__file__).parents[1] / "examples" / "checkpoints"
 ALIASES = ("tiny-bloom", "tiny-gpt-neox", "tiny-cerebras", "tiny-flan")
+ENCODER_DECODERS = ("tiny-flan",)
 END, PAD = 0, 1
 _VOCABULARY = 300
 _WIDTH = 32

@@ -7,7 +7,6 @@ same int8 settings on the same batch.
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,38 +22,25 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from tests.integration.engine_runs import (
+    NEW_TOKENS,
+    RAGGED_PROMPTS,
+    copy,
+    edit,
+    load,
+    never,
+    request,
+    run,
+)
+from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
 from worker.engine.engine import (
-    ChatMessage,
-    Engine,
     EngineLoader,
-    GenerationRequest,
-    GenerationResult,
     LoadInterruptedError,
     LoadProgress,
     ModelSource,
-    SamplingParameters,
 )
 from worker.engine.library_noise import quiet_libraries
 from worker.engine.transformers_engine import TransformersEngine, load_engine
-
-ENCODER_DECODERS = ("tiny-flan",)
-# Longest first, as the engine runs them: bitsandbytes looks at a batch as a whole.
-RAGGED_PROMPTS = (
-    "The worker claims a shard in the database and renews its lease while it works on",
-    "Every prompt is written to the database before",
-    "The queue holds",
-    "A",
-)
-NEW_TOKENS = 10
-
-
-def never() -> bool:
-    return False
-
-
-def ignore(_progress: LoadProgress) -> None:
-    pass
 
 
 @pytest.fixture(scope="session")
@@ -76,23 +62,6 @@ def engines(folders: dict[str, Path]) -> Iterator[Callable[[str], TransformersEn
     yield engine
     for each in loaded.values():
         each.close()
-
-
-def load(folder: Path, alias: str = "tiny", **options: Any) -> TransformersEngine:
-    source = ModelSource(
-        alias=alias, folder=folder, context_tokens=options.pop("context_tokens", None)
-    )
-    return load_engine(source, on_progress=ignore, should_stop=never, device="cpu", **options)
-
-
-def request(key: int, prompt: Any, **parameters: Any) -> GenerationRequest:
-    options = {"max_new_tokens": NEW_TOKENS, **parameters}
-    return GenerationRequest(key=key, prompt=prompt, parameters=SamplingParameters(**options))
-
-
-def run(engine: Engine, requests: list[GenerationRequest]) -> dict[int, GenerationResult]:
-    batches = engine.generate(requests, should_stop=never)
-    return {result.key: result for batch in batches for result in batch.results}
 
 
 def plain_transformers(folder: Path, alias: str, prompts: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -195,24 +164,6 @@ def test_a_seed_says_the_same_again(engines: Callable[[str], TransformersEngine]
     assert [first[key].text for key in first] == [again[key].text for key in first]
 
 
-@pytest.mark.parametrize("alias", ALIASES)
-def test_a_prompt_too_long_is_refused_with_both_numbers(
-    alias: str, folders: dict[str, Path]
-) -> None:
-    engine = load(folders[alias], alias, context_tokens=12)
-    results = run(engine, [request(0, "worker " * 40), request(1, "A")])
-    error = results[0].error
-    assert error is not None
-    assert error.code == "prompt_too_long"
-    assert f" {results[0].prompt_tokens} tokens" in error.message
-    assert " 12" in error.message
-    assert results[0].prompt_tokens > 12
-    # and the prompt that fits stops at the context
-    assert results[1].error is None
-    if alias not in ENCODER_DECODERS:
-        assert results[1].prompt_tokens + results[1].completion_tokens <= 12
-
-
 def test_an_empty_completion_is_a_completion(folders: dict[str, Path], tmp_path: Path) -> None:
     # given a checkpoint that ends where it would have said its first token
     folder = copy(folders["tiny-gpt-neox"], tmp_path)
@@ -244,67 +195,6 @@ def test_sampling_defaults_of_the_checkpoint_do_not_leak(
     requests = [request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]
     plain, edited = run(engines("tiny-cerebras"), requests), run(load(folder), requests)
     assert [edited[key].text for key in edited] == [plain[key].text for key in edited]
-
-
-def test_a_prompt_without_tokens_starts_from_the_beginning_token(
-    engines: Callable[[str], TransformersEngine],
-) -> None:
-    result = run(engines("tiny-gpt-neox"), [request(0, "")])[0]
-    assert result.error is None
-    assert result.prompt_tokens == 1
-
-
-def test_half_a_surrogate_pair_is_refused_alone(
-    engines: Callable[[str], TransformersEngine],
-) -> None:
-    results = run(engines("tiny-gpt-neox"), [request(0, "\ud800"), request(1, "A")])
-    assert results[0].error is not None
-    assert results[0].error.code == "invalid_text"
-    assert results[1].error is None
-
-
-CHAT = (ChatMessage(role="user", content="The queue"),)
-
-
-def with_chat_template(folder: Path, tmp_path: Path, template: str | None) -> Path:
-    copied = copy(folder, tmp_path)
-    (copied / "chat_template.jinja").unlink(missing_ok=True)
-    edit(copied / "tokenizer_config.json", chat_template=template)
-    return copied
-
-
-def test_a_chat_goes_through_the_template(folders: dict[str, Path], tmp_path: Path) -> None:
-    template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    engine = load(with_chat_template(folders["tiny-bloom"], tmp_path, template))
-    chat = run(engine, [request(0, CHAT)])[0]
-    written_out = run(engine, [request(0, "user: The queue\nassistant:")])[0]
-    assert chat.error is None
-    assert (chat.text, chat.prompt_tokens) == (written_out.text, written_out.prompt_tokens)
-
-
-def test_a_chat_without_a_template_says_what_to_do(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    engine = load(with_chat_template(folders["tiny-bloom"], tmp_path, None))
-    error = run(engine, [request(0, CHAT)])[0].error
-    assert error is not None
-    assert error.code == "no_chat_template"
-    assert "plain prompt" in error.message
-
-
-def test_a_template_that_refuses_the_messages_fails_that_prompt_alone(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    engine = load(
-        with_chat_template(folders["tiny-bloom"], tmp_path, "{{ raise_exception('no') }}")
-    )
-    results = run(engine, [request(0, CHAT), request(1, "A")])
-    assert results[0].error is not None
-    assert results[0].error.code == "invalid_chat"
-    assert results[1].error is None
 
 
 @pytest.mark.parametrize("alias", ALIASES)
@@ -366,13 +256,3 @@ def test_close_frees_the_model(folders: dict[str, Path]) -> None:
 
 def living_models(class_name: str) -> list[Any]:
     return [thing for thing in gc.get_objects() if type(thing).__name__ == class_name]
-
-
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def edit(path: Path, **values: Any) -> None:
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    stored.update(values)
-    path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
