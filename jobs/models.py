@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -68,23 +69,24 @@ class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL 
     """
 
     type = UtcDateTime()
-    inherit_cache = False
+    inherit_cache = True  # the offset is a bound parameter, so statements compile once
     name = "database_now"
 
     def __init__(self, offset_seconds: float = 0.0) -> None:
-        self.offset_seconds = float(offset_seconds)
-        super().__init__()
+        super().__init__(literal(float(offset_seconds), Float))
 
 
 @compiles(database_now, "sqlite")
-def _sqlite_now(element: database_now, compiler: Any, **_: Any) -> str:
+def _sqlite_now(element: database_now, compiler: Any, **options: Any) -> str:
+    offset = compiler.process(element.clauses, **options)
     # '%f' has milliseconds; the zeros make it the width SQLAlchemy writes.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '{element.offset_seconds:+.3f} seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
 
 
 @compiles(database_now, "postgresql")
-def _postgres_now(element: database_now, compiler: Any, **_: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {element.offset_seconds:.3f}))"
+def _postgres_now(element: database_now, compiler: Any, **options: Any) -> str:
+    offset = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {offset}))"
 
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)

@@ -89,6 +89,7 @@ def claim_shard(
         first_index=taken.first_index,
         last_index=taken.last_index,
         attempt=taken.attempt,
+        crashes=taken.crashes,
         worker_id=worker_id,
         process=process,
         job_parameters=job.parameters,
@@ -167,30 +168,29 @@ def record_micro_batch(
         LeaseLostError: The shard belongs to somebody else; nothing was written.
     """
     with database.write() as connection:
-        held = connection.execute(
-            update(shards).where(_held(claim)).values(lease_expires_at=database_now(lease_seconds))
-        )
-        if held.rowcount != 1:
-            raise LeaseLostError()
         micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
         new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
-        if not new:
+        if batch.outcomes and not new and micro_batch_id is not None:
             # This very batch is in already: its first commit succeeded, but the
             # connection broke before the worker heard of it.
             connection.execute(delete(micro_batches).where(micro_batches.c.id == micro_batch_id))
-            return 0
-        seconds = batch.prefill_seconds + batch.decode_seconds
-        add_to_counters(connection, claim.shard_id, new)
-        connection.execute(
+        seconds = batch.prefill_seconds + batch.decode_seconds if new else 0.0
+        counted = connection.execute(
             update(shards)
-            .where(shards.c.id == claim.shard_id)
+            .where(_held(claim))
             .values(
-                prefill_seconds=shards.c.prefill_seconds + batch.prefill_seconds,
-                decode_seconds=shards.c.decode_seconds + batch.decode_seconds,
+                lease_expires_at=database_now(lease_seconds),
+                prefill_seconds=shards.c.prefill_seconds + (batch.prefill_seconds if new else 0.0),
+                decode_seconds=shards.c.decode_seconds + (batch.decode_seconds if new else 0.0),
                 generating_since=func.coalesce(shards.c.generating_since, database_now(-seconds)),
                 generated_until=database_now(),
+                **counter_increments(new),
             )
         )
+        # Last, because its row stays locked until the commit; the inserts above
+        # go with it when the lease is somebody else's.
+        if counted.rowcount != 1:
+            raise LeaseLostError()
     return len(new)
 
 
@@ -295,7 +295,6 @@ def insert_outcomes(
     """Insert results, skipping prompts that have one; returns those inserted."""
     if not outcomes:
         return []
-    now = connection.execute(select(database_now())).scalar_one()
     rows = [
         {
             "job_id": claim.job_id,
@@ -313,32 +312,30 @@ def insert_outcomes(
             "decode_seconds": outcome.decode_seconds,
             "attempt": claim.attempt,
             "worker_id": claim.worker_id,
-            "created_at": now,
         }
         for outcome in outcomes
     ]
     insert_on = sqlite_insert if connection.dialect.name == "sqlite" else postgres_insert
     statement = (
-        insert_on(completions).on_conflict_do_nothing().returning(completions.c.prompt_index)
+        insert_on(completions)
+        .values(created_at=database_now())
+        .on_conflict_do_nothing()
+        .returning(completions.c.prompt_index)
     )
     new = set(connection.execute(statement, rows).scalars())
     return [outcome for outcome in outcomes if outcome.index in new]
 
 
-def add_to_counters(connection: Connection, shard_id: int, new: list[PromptOutcome]) -> None:
-    """Count results that were just inserted; failed prompts' tokens are not counted."""
+def counter_increments(new: list[PromptOutcome]) -> dict[str, Any]:
+    """What results that were just inserted add to their shard; tokens of failures do not count."""
     completed = [outcome for outcome in new if outcome.error_code is None]
-    connection.execute(
-        update(shards)
-        .where(shards.c.id == shard_id)
-        .values(
-            completed_prompts=shards.c.completed_prompts + len(completed),
-            failed_prompts=shards.c.failed_prompts + len(new) - len(completed),
-            prompt_tokens=shards.c.prompt_tokens + sum(each.prompt_tokens for each in completed),
-            completion_tokens=shards.c.completion_tokens
-            + sum(each.completion_tokens for each in completed),
-        )
-    )
+    return {
+        "completed_prompts": shards.c.completed_prompts + len(completed),
+        "failed_prompts": shards.c.failed_prompts + len(new) - len(completed),
+        "prompt_tokens": shards.c.prompt_tokens + sum(each.prompt_tokens for each in completed),
+        "completion_tokens": shards.c.completion_tokens
+        + sum(each.completion_tokens for each in completed),
+    }
 
 
 def _insert_micro_batch(connection: Connection, claim: Claim, batch: MicroBatchRecord) -> int:

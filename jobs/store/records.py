@@ -47,6 +47,7 @@ class Claim:
 
     Attributes:
         attempt: The fence; every write carries it.
+        crashes: How often an owner died holding the shard.
         queued_seconds: From submit to this claim, by the database's clock.
     """
 
@@ -56,6 +57,7 @@ class Claim:
     first_index: int
     last_index: int
     attempt: int
+    crashes: int
     worker_id: str
     process: int
     job_parameters: dict[str, Any]

@@ -8,8 +8,8 @@ from jobs.database import Database
 from jobs.models import database_now, shards
 from jobs.store.leases import (
     NO_LEASE,
-    add_to_counters,
     complete_job_if_done,
+    counter_increments,
     insert_outcomes,
     lock_job,
     pending_prompts,
@@ -52,11 +52,15 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
     Returns:
         True when the shard was dealt with and must not be run under this claim.
     """
+    if claim.crashes < max_crashes:
+        return False
     pending = pending_prompts(database, claim)
+    if not pending:
+        return False
     with database.write() as connection:
         lock_job(connection, claim.job_id)
         row = connection.execute(
-            select(shards.c.crashes, shards.c.last_error).where(
+            select(shards.c.last_error).where(
                 shards.c.id == claim.shard_id,
                 shards.c.attempt == claim.attempt,
                 shards.c.status == "running",
@@ -64,10 +68,8 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
         ).one_or_none()
         if row is None:
             return True
-        if row.crashes < max_crashes or not pending:
-            return False
         if len(pending) == 1:
-            _fail_prompt(connection, claim, pending[0], row.crashes, row.last_error)
+            _fail_prompt(connection, claim, pending[0], row.last_error)
         else:
             _split(connection, claim, pending, max_crashes)
     return True
@@ -77,7 +79,6 @@ def _fail_prompt(
     connection: Connection,
     claim: Claim,
     prompt: PendingPrompt,
-    crashes: int,
     last_error: str | None,
 ) -> None:
     reason = f"; the last error was: {last_error}" if last_error else ""
@@ -91,15 +92,18 @@ def _fail_prompt(
         prefill_seconds=0.0,
         decode_seconds=0.0,
         error_code="worker_crashed",
-        error_message=f"the worker died {crashes} times on this prompt alone{reason}",
+        error_message=f"the worker died {claim.crashes} times on this prompt alone{reason}",
     )
-    add_to_counters(
-        connection, claim.shard_id, insert_outcomes(connection, claim, (outcome,), None)
-    )
+    new = insert_outcomes(connection, claim, (outcome,), None)
     connection.execute(
         update(shards)
         .where(shards.c.id == claim.shard_id)
-        .values(status="completed", finished_at=database_now(), **NO_LEASE)
+        .values(
+            status="completed",
+            finished_at=database_now(),
+            **counter_increments(new),
+            **NO_LEASE,
+        )
     )
     complete_job_if_done(connection, claim.job_id)
 
