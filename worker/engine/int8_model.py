@@ -112,7 +112,7 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
         raise ModelLoadError(
             f"the weights in {checkpoint.folder} cannot be loaded: {error}"
         ) from error
-    _refuse_incomplete(checkpoint, report)
+    _refuse_incomplete(checkpoint, model, report)
     return model
 
 
@@ -133,18 +133,36 @@ def _quantization(config: Any) -> dict[str, Any]:
     return {"quantization_config": settings}
 
 
-def _refuse_incomplete(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+def _refuse_incomplete(checkpoint: Checkpoint, model: Any, report: dict[str, Any]) -> None:
     """What a checkpoint lacks, transformers fills with random numbers."""
-    for what, key in (("lacks", "missing_keys"), ("has another shape for", "mismatched_keys")):
-        # a mismatched key comes with its two shapes
-        keys = report.get(key) or ()
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in keys)
+    # a mismatched key comes with its two shapes
+    mismatched = {
+        str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())
+    }
+    faults = (
+        ("lacks", sorted(report.get("missing_keys", ()))),
+        ("has another shape for", sorted(mismatched | _misshapen_linears(model))),
+    )
+    for what, names in faults:
         if names:
             raise ModelLoadError(
                 f"the checkpoint in {checkpoint.folder} {what} {len(names)} tensors of its own "
                 f"architecture, {names[0]} first; config.json and weights do not belong together, "
                 "copy or download the folder again"
             )
+
+
+def _misshapen_linears(model: Any) -> set[str]:
+    """Int8 weights of another shape than their layer.
+
+    transformers 5.17 checks the shapes of all but quantised tensors.
+    """
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if hasattr(module, "in_features")
+        and tuple(module.weight.shape) != (module.out_features, module.in_features)
+    }
 
 
 def _does_not_fit(checkpoint: Checkpoint, device: torch.device) -> str:
