@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cli.examples import examples
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_json
 from jobs.database import open_database
@@ -14,17 +15,16 @@ from jobs.store.reading import find_job, job_report
 
 
 @click.command()
+@examples(
+    "tgp-jobs cancel 7kq2",
+)
 @job_argument
 @settings_options()
 @json_option
 def cancel(job: str, *, settings: Settings, as_json: bool) -> None:
-    r"""End a job early; what is finished stays.
+    """End a job early; what is finished stays.
 
     ID is a job's id or enough of its beginning. Cancelling twice is no error.
-
-    \b
-    Example:
-      tgp-jobs cancel 7kq2
     """
     database = open_database(settings)
     job_id = find_job(database, job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cli.examples import examples
 from cli.options import json_option, settings_options
 from cli.output import print_json
 from jobs.database import Database, connect, schema_revision
@@ -13,28 +14,25 @@ from jobs.settings import Settings
 
 
 @click.group()
+@examples(
+    "tgp-jobs db upgrade",
+    "tgp-jobs db current",
+)
 def db() -> None:
-    r"""Look after the database's schema.
-
-    \b
-    Example:
-      tgp-jobs db upgrade
-      tgp-jobs db current
-    """
+    """Look after the database's schema."""
 
 
 @db.command()
+@examples(
+    "tgp-jobs db upgrade --database-url postgresql://tgp@db.example/tgp",
+)
 @settings_options()
 @json_option
 def upgrade(*, settings: Settings, as_json: bool) -> None:
-    r"""Bring the schema up to this program's; run it once after an update.
+    """Bring the schema up to this program's; run it once after an update.
 
     Needed for Postgres; SQLite is upgraded on first use. Running it again, or
     from two machines at once, does no harm.
-
-    \b
-    Example:
-      tgp-jobs db upgrade --database-url postgresql://tgp@db.example/tgp
     """
     database = connect(settings)
     before = schema_revision(database)
@@ -49,17 +47,15 @@ def upgrade(*, settings: Settings, as_json: bool) -> None:
 
 
 @db.command()
+@examples(
+    "tgp-jobs db current",
+    "tgp-jobs db current --json",
+)
 @settings_options()
 @json_option
 @click.pass_context
 def current(context: click.Context, *, settings: Settings, as_json: bool) -> None:
-    r"""Show the schema's revision; exits with 1 if it is not this program's.
-
-    \b
-    Example:
-      tgp-jobs db current
-      tgp-jobs db current --json
-    """
+    """Show the schema's revision; exits with 1 if it is not this program's."""
     database = connect(settings)
     revision = schema_revision(database)
     is_newest = revision == SCHEMA_REVISION

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from cli.doctor_checks import Check, run_checks
+from cli.examples import examples
 from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table
 from jobs.settings import Settings
@@ -15,19 +16,18 @@ MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
 
 @click.command()
+@examples(
+    "tgp-jobs doctor",
+    "tgp-jobs doctor --json",
+)
 @settings_options()
 @json_option
 @click.pass_context
 def doctor(context: click.Context, *, settings: Settings, as_json: bool) -> None:
-    r"""Check this machine and say how to mend it.
+    """Check this machine and say how to mend it.
 
     Nothing is changed. Exits with 1 if a check failed; a warning is about what
     this machine may not need.
-
-    \b
-    Example:
-      tgp-jobs doctor
-      tgp-jobs doctor --json
     """
     checks = list(run_checks(settings))
     failed = [check for check in checks if check.status == "fail"]

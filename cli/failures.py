@@ -22,12 +22,10 @@ BROKEN_PIPE_EXIT_CODE = 141
 class Failure(click.ClickException):
     """A failure on its way to the user."""
 
-    exit_code: int
-
     def __init__(self, message: str, *, code: str, exit_code: int, as_json: bool) -> None:
         super().__init__(message)
         self.code = code
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click itself sets it so
         self.as_json = as_json
 
     def show(self, file: IO[Any] | None = None) -> None:

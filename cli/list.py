@@ -6,6 +6,7 @@ from typing import get_args
 
 import click
 
+from cli.examples import examples
 from cli.job_document import job_document
 from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table
@@ -18,6 +19,11 @@ HEADINGS = ("ID", "NAME", "MODEL", "STATUS", "DONE", "FAILED", "TOK/S", "CREATED
 
 
 @click.command("list")
+@examples(
+    "tgp-jobs list",
+    "tgp-jobs list --status running --limit 10",
+    "tgp-jobs list --json",
+)
 @click.option("--status", type=click.Choice(get_args(JobStatus)), help="Only jobs in this state.")
 @click.option(
     "--limit",
@@ -29,14 +35,7 @@ HEADINGS = ("ID", "NAME", "MODEL", "STATUS", "DONE", "FAILED", "TOK/S", "CREATED
 @settings_options()
 @json_option
 def list_jobs(*, status: str | None, limit: int, settings: Settings, as_json: bool) -> None:
-    r"""List the jobs, newest first.
-
-    \b
-    Example:
-      tgp-jobs list
-      tgp-jobs list --status running --limit 10
-      tgp-jobs list --json
-    """
+    """List the jobs, newest first."""
     database = open_database(settings)
     # One more than wanted tells whether there are more.
     reports = job_reports(database, status=status, limit=limit + 1)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from cli.examples import examples
 from cli.lazy_group import LazyCommand, LazyGroup
 
 COMMANDS = {
@@ -31,16 +32,14 @@ LONG_LIVED = {"worker", "run"}
     lazy_commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+@examples(
+    "tgp-jobs submit prompts.jsonl --model bloom-7b1",
+    "tgp-jobs worker",
+    "tgp-jobs results 7kq2",
+)
 @click.version_option(package_name="tgp-jobs", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Run files of prompts through a model that is too big for the GPU.
-
-    \b
-    Example:
-      tgp-jobs submit prompts.jsonl --model bloom-7b1
-      tgp-jobs worker
-      tgp-jobs results 7kq2
-    """
+    """Run files of prompts through a model that is too big for the GPU."""
 
 
 def main() -> None:

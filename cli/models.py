@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cli.examples import examples
 from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table
 from jobs.catalogue import CatalogueModel, load_catalogue
@@ -19,16 +20,14 @@ HEADINGS = ("ALIAS", "LOCATION", "REVISION", "WORKERS", "DESCRIPTION")
 
 
 @click.command()
+@examples(
+    "tgp-jobs models",
+    "tgp-jobs models --json",
+)
 @settings_options()
 @json_option
 def models(*, settings: Settings, as_json: bool) -> None:
-    r"""List the models and the workers that serve them.
-
-    \b
-    Example:
-      tgp-jobs models
-      tgp-jobs models --json
-    """
+    """List the models and the workers that serve them."""
     catalogue = load_catalogue(settings)
     workers = _live_workers(settings)
     # A worker elsewhere may serve what this machine's catalogue does not list.

@@ -6,6 +6,7 @@ import gc
 
 import click
 
+from cli.examples import examples
 from cli.follow import follow_results
 from cli.options import job_argument, json_option, output_options, settings_options
 from cli.output import note
@@ -19,6 +20,12 @@ from jobs.store.records import JobReport
 
 
 @click.command()
+@examples(
+    "tgp-jobs results 7kq2",
+    "tgp-jobs results 7kq2 --follow -o completions.jsonl",
+    "tgp-jobs results 7kq2 --format csv -o completions.csv.gz",
+    "tgp-jobs results 7kq2 --failed --format table",
+)
 @job_argument
 @output_options
 @click.option("--follow", is_flag=True, help="Stay and write results as they come.")
@@ -37,17 +44,10 @@ def results(
     settings: Settings,
     as_json: bool,
 ) -> None:
-    r"""Write a job's completions, in input order.
+    """Write a job's completions, in input order.
 
     ID is a job's id or enough of its beginning. --json is --format jsonl.
     Exits with 1 if --follow saw the job or any of its prompts fail.
-
-    \b
-    Example:
-      tgp-jobs results 7kq2
-      tgp-jobs results 7kq2 --follow -o completions.jsonl
-      tgp-jobs results 7kq2 --format csv -o completions.csv.gz
-      tgp-jobs results 7kq2 --failed --format table
     """
     chosen = results_format(file_format, as_json=as_json)
     database = open_database(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cli.examples import examples
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_json
 from cli.publish import publish_job
@@ -15,18 +16,17 @@ from jobs.store.reading import find_job, job_report
 
 
 @click.command()
+@examples(
+    "tgp-jobs retry 7kq2",
+)
 @job_argument
 @settings_options()
 @json_option
 def retry(job: str, *, settings: Settings, as_json: bool) -> None:
-    r"""Run a job's failed prompts again.
+    """Run a job's failed prompts again.
 
     Those that a failed job never reached run as well; completions stay as
     they are. ID is a job's id or enough of its beginning.
-
-    \b
-    Example:
-      tgp-jobs retry 7kq2
     """
     database = open_database(settings)
     job_id = find_job(database, job)

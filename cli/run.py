@@ -6,6 +6,7 @@ import logging
 
 import click
 
+from cli.examples import examples
 from cli.job_options import job_options
 from cli.new_job import JobOrder, store_job
 from cli.options import json_option, output_options, settings_options
@@ -21,6 +22,11 @@ from jobs.store.records import JobReport
 
 
 @click.command()
+@examples(
+    "tgp-jobs run prompts.jsonl --model bloom-7b1 -o completions.jsonl",
+    "tgp-jobs run questions.txt --model tiny-flan --format table",
+    "tgp-jobs run --resume 7kq2",
+)
 @click.argument("file", required=False)
 @click.option("--resume", metavar="ID", help="Go on with a job that was interrupted.")
 @job_options
@@ -39,17 +45,11 @@ def run(
     settings: Settings,
     as_json: bool,
 ) -> None:
-    r"""Run a file of prompts in this process, without Redis.
+    """Run a file of prompts in this process, without Redis.
 
     Takes what submit takes and writes what results writes. After Ctrl-C,
     --resume goes on where it stopped. --json is --format jsonl. Exits with 1
     if the job or any of its prompts failed.
-
-    \b
-    Example:
-      tgp-jobs run prompts.jsonl --model bloom-7b1 -o completions.jsonl
-      tgp-jobs run questions.txt --model tiny-flan --format table
-      tgp-jobs run --resume 7kq2
     """
     chosen = results_format(file_format, as_json=as_json)
     if (file is None) == (resume is None):

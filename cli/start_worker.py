@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import click
 
+from cli.examples import examples
 from cli.options import settings_options
 from cli.worker_extra import require_engine
 from jobs.catalogue import find_model, load_catalogue
@@ -13,6 +14,11 @@ from jobs.settings import Settings
 
 
 @click.command()
+@examples(
+    "tgp-jobs worker",
+    "tgp-jobs worker --model bloom-7b1 --model flan-ul2 --device cuda",
+    "tgp-jobs worker --redis-url redis://queue.example:6379/0 --log-format json",
+)
 @click.option(
     "--model",
     "aliases",
@@ -34,17 +40,11 @@ from jobs.settings import Settings
 def worker(
     context: click.Context, *, aliases: tuple[str, ...], settings: Settings, as_json: bool
 ) -> None:
-    r"""Run jobs from the queue until stopped.
+    """Run jobs from the queue until stopped.
 
     Without a Redis URL it starts a private Redis in the state directory, which
     other commands on this machine find by themselves. Ctrl-C stops it at the
     next step and puts unfinished work back.
-
-    \b
-    Example:
-      tgp-jobs worker
-      tgp-jobs worker --model bloom-7b1 --model flan-ul2 --device cuda
-      tgp-jobs worker --redis-url redis://queue.example:6379/0 --log-format json
     """
     catalogue = load_catalogue(settings)
     served = dict.fromkeys(find_model(catalogue, alias) for alias in aliases) or catalogue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cli.examples import examples
 from cli.job_document import job_document, job_fields
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_fields, print_json
@@ -13,6 +14,11 @@ from jobs.store.reading import find_job, job_report, model_state
 
 
 @click.command()
+@examples(
+    "tgp-jobs status 7kq2",
+    "tgp-jobs status 7kq2 --watch",
+    "tgp-jobs status 7kq2 --json",
+)
 @job_argument
 @click.option("--watch", is_flag=True, help="Stay and show progress until the job has ended.")
 @settings_options()
@@ -21,16 +27,10 @@ from jobs.store.reading import find_job, job_report, model_state
 def status(
     context: click.Context, job: str, *, watch: bool, settings: Settings, as_json: bool
 ) -> None:
-    r"""Show how far a job is.
+    """Show how far a job is.
 
     ID is a job's id or enough of its beginning. Exits with 1 if --watch saw
     the job fail, its prompts fail, or somebody cancel it.
-
-    \b
-    Example:
-      tgp-jobs status 7kq2
-      tgp-jobs status 7kq2 --watch
-      tgp-jobs status 7kq2 --json
     """
     database = open_database(settings)
     job_id = find_job(database, job)

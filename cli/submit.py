@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cli.examples import examples
 from cli.job_options import job_options
 from cli.new_job import JobOrder, store_job
 from cli.options import json_option, settings_options
@@ -14,6 +15,11 @@ from jobs.settings import Settings
 
 
 @click.command()
+@examples(
+    "tgp-jobs submit prompts.jsonl --model bloom-7b1",
+    "tgp-jobs submit questions.txt --model flan-ul2 --max-new-tokens 64 --watch",
+    "tgp-jobs submit batch.jsonl --name nightly --priority low --idempotency-key 2024-05-01",
+)
 @click.argument("file")
 @click.option("--watch", is_flag=True, help="Stay and show progress until the job has ended.")
 @job_options
@@ -29,17 +35,11 @@ def submit(
     settings: Settings,
     as_json: bool,
 ) -> None:
-    r"""Store a file of prompts as a job.
+    """Store a file of prompts as a job.
 
     Prints the job's id. FILE is JSON Lines, OpenAI batch lines, CSV or text,
     gzipped or not; "-" is standard input. It is checked as a whole first: with
     any error nothing is stored. Exits with 1 if --watch saw prompts fail.
-
-    \b
-    Example:
-      tgp-jobs submit prompts.jsonl --model bloom-7b1
-      tgp-jobs submit questions.txt --model flan-ul2 --max-new-tokens 64 --watch
-      tgp-jobs submit batch.jsonl --name nightly --priority low --idempotency-key 2024-05-01
     """
     database = open_database(settings)
     job = store_job(settings, database, file, order)
