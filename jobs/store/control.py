@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 
 from jobs.database import Database
-from jobs.models import completions, database_now, jobs, shards
+from jobs.models import completions, database_now, jobs, prompts, shards
 from jobs.store.leases import LIVE_JOB, NO_LEASE, lock_job
 
 
@@ -46,28 +46,18 @@ def retry_job(database: Database, job_id: str) -> int:
                 completions.c.job_id == job_id, completions.c.error_code.is_not(None)
             )
         )
-        size = shards.c.last_index - shards.c.first_index + 1
-        unfinished = and_(
-            shards.c.job_id == job_id,
-            or_(shards.c.failed_prompts > 0, shards.c.status == "failed"),
-        )
-        missing = connection.execute(
-            select(size - shards.c.completed_prompts).where(unfinished)
-        ).scalars()
-        count = int(sum(missing))
+        # By the prompts and not by each shard's counters: a shard that was cut
+        # in halves has counted results that lie in the other half's range.
+        done = func.coalesce(func.sum(shards.c.completed_prompts), 0)
+        completed = connection.execute(select(done).where(shards.c.job_id == job_id)).scalar_one()
+        count = int(job.total_prompts - completed)
         if count == 0:
             return 0
+        connection.execute(update(shards).where(shards.c.job_id == job_id).values(failed_prompts=0))
         connection.execute(
             update(shards)
-            .where(unfinished)
-            .values(
-                status="queued",
-                failed_prompts=0,
-                crashes=0,
-                published_at=None,
-                finished_at=None,
-                **NO_LEASE,
-            )
+            .where(shards.c.job_id == job_id, _has_pending_prompt())
+            .values(status="queued", crashes=0, published_at=None, finished_at=None, **NO_LEASE)
         )
         connection.execute(
             update(jobs)
@@ -75,3 +65,20 @@ def retry_job(database: Database, job_id: str) -> int:
             .values(status="queued", error_code=None, error_message=None, finished_at=None)
         )
     return count
+
+
+def _has_pending_prompt() -> ColumnElement[bool]:
+    """Of a shard: some prompt in its range has no result."""
+    result = select(completions.c.prompt_index).where(
+        completions.c.job_id == prompts.c.job_id,
+        completions.c.prompt_index == prompts.c.prompt_index,
+    )
+    return (
+        select(prompts.c.prompt_index)
+        .where(
+            prompts.c.job_id == shards.c.job_id,
+            prompts.c.prompt_index.between(shards.c.first_index, shards.c.last_index),
+            ~result.exists(),
+        )
+        .exists()
+    )
