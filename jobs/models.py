@@ -125,7 +125,7 @@ shards = Table(
     Column("status", String(16), nullable=False),  # queued running completed failed cancelled
     # Grows with every claim; each write must carry it, so a stale owner's is refused.
     Column("attempt", Integer, nullable=False, default=0),
-    # How often an owner died holding the shard.
+    # How many owners died holding the shard since its last result.
     Column("crashes", Integer, nullable=False, default=0),
     Column("last_error", Text),  # of a crash that could be caught
     Column("lease_owner", String(100)),

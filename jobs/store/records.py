@@ -47,7 +47,7 @@ class Claim:
 
     Attributes:
         attempt: The fence; every write carries it.
-        crashes: How often an owner died holding the shard.
+        crashes: How many owners died holding the shard since its last result.
         queued_seconds: From submit to this claim, by the database's clock.
     """
 
