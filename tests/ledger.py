@@ -187,9 +187,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         except Exception as error:
             ended[place] = error
 
-    threads = [
-        threading.Thread(target=run, args=(place, call)) for place, call in enumerate(calls)
-    ]
+    threads = [threading.Thread(target=run, args=(place, call)) for place, call in enumerate(calls)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -240,7 +240,7 @@ def test_a_stale_owner_s_results_are_refused_whole(
 @pytest.mark.parametrize(
     "write",
     [
-        lambda database, stale: leases.finish_shard(database, stale),
+        leases.finish_shard,
         lambda database, stale: leases.fail_job(database, stale, code="c", message="m"),
     ],
     ids=["finish_shard", "fail_job"],
@@ -263,7 +263,7 @@ def test_a_stale_owner_cannot_end_anything(
     "write",
     [
         lambda database, stale: leases.renew_lease(database, stale, LEASE_SECONDS),
-        lambda database, stale: leases.release_shard(database, stale),
+        leases.release_shard,
         lambda database, stale: leases.release_shard(database, stale, error="late"),
     ],
     ids=["renew_lease", "release_shard", "release_shard after a crash"],

@@ -54,9 +54,10 @@ def test_a_prompt_is_stored_as_it_was_given(database: Database) -> None:
     # then they read the same
     with database.read() as connection:
         stored = connection.execute(select(prompts).order_by(prompts.c.prompt_index)).all()
-    assert [
-        (row.custom_id, row.prompt, row.messages, row.parameters) for row in stored
-    ] == [("a-1", text, None, {"stop": ["\n"]}), (None, None, messages, None)]
+    assert [(row.custom_id, row.prompt, row.messages, row.parameters) for row in stored] == [
+        ("a-1", text, None, {"stop": ["\n"]}),
+        (None, None, messages, None),
+    ]
 
 
 def test_a_file_that_fails_half_way_leaves_nothing(database: Database) -> None:
