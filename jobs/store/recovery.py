@@ -44,10 +44,10 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
     """Deal with a shard that keeps killing its owners, before running it again.
 
     Once a shard of several unfinished prompts has cost max_crashes workers
-    without a result in between, it is cut in halves; a half may cost one more before it is cut again, so a
-    shard of 256 is down to its one bad prompt after 8 further deaths. A prompt
-    that is alone gets max_crashes chances of its own and then fails with
-    `worker_crashed`.
+    without a result in between, it is cut in halves; a half may cost one more
+    before it is cut again, so a shard of 256 is down to its one bad prompt
+    after 8 further deaths. A prompt that is alone gets max_crashes chances of
+    its own and then fails with `worker_crashed`.
 
     Returns:
         True when the shard was dealt with and must not be run under this claim.
