@@ -36,6 +36,8 @@ class StickyCycle:
         wanted = list(queues)
         kept = [queue for queue in self._queues if queue in wanted]
         self._queues = kept + [queue for queue in wanted if queue not in kept]
+        if self._front not in self._queues:
+            self._front = None
 
     def consume(self, count: int) -> list[str]:
         """The first count queues in the order to read them."""
@@ -56,7 +58,4 @@ class StickyCycle:
         self._queues.insert(0, used)
 
     def _time_is_over(self) -> bool:
-        return (
-            self._front in self._queues
-            and self._clock() - self._front_since >= self._quantum_seconds
-        )
+        return self._clock() - self._front_since >= self._quantum_seconds
