@@ -67,12 +67,17 @@ class EngineHost:
         return engine
 
     def unload(self) -> None:
-        """Free the model, if there is one."""
+        """Free the model, if there is one; it is not used again even if that fails."""
         if self._engine is None:
             return
         self._log.info("model_unloading", model=self._alias)
-        self._engine.close()
-        self._engine = self._alias = None
+        engine, self._engine, self._alias = self._engine, None, None
+        try:
+            engine.close()
+        except Exception:
+            # As after a CUDA error, when every call fails; what it held goes
+            # with the references.
+            self._log.exception("model_not_freed")
         self._report(lambda: workers.worker_unloaded(self._database, self._worker_id))
 
     def _load(self, model: CatalogueModel, should_stop: Callable[[], bool]) -> Engine:
