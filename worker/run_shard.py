@@ -79,7 +79,11 @@ class ShardRunner:
             leases.release_shard(self.database, claim)
             return "given back"
         with LeaseKeeper(self.database, claim, self.settings.lease_seconds, log) as keeper:
-            return self._run_claimed(claim, keeper, log)
+            try:
+                return self._run_claimed(claim, keeper, log)
+            except LeaseLostError:
+                log.info("shard_lost", reason="cancelled, or taken over after the lease ran out")
+                return "lost"
 
     def _run_claimed(self, claim: Claim, keeper: LeaseKeeper, log: Logger) -> Outcome:
         def should_stop() -> bool:
@@ -95,23 +99,20 @@ class ShardRunner:
             self._persistently(lambda: leases.finish_shard(self.database, claim))
         except LoadInterruptedError:
             return "lost" if keeper.lost else self._give_back(claim, log)
-        except LeaseLostError:
-            log.info("shard_lost", reason="cancelled, or taken over after the lease ran out")
-            return "lost"
         except ModelLoadError as error:
             log.error("model_not_loaded", model=claim.model, reason=str(error))
-            leases.fail_job(self.database, claim, code="model_load_failed", message=str(error))
+            reason = _storable(str(error))
+            leases.fail_job(self.database, claim, code="model_load_failed", message=reason)
             return "job failed"
-        except DatabaseUnavailableError:
+        except (DatabaseUnavailableError, LeaseLostError):
             raise
         except Exception as error:
             # The engine's state is unknown now (a CUDA error poisons its
             # context), so the next attempt starts from a fresh load.
             log.exception("shard_crashed")
             self.engines.unload()
-            leases.release_shard(
-                self.database, claim, error=f"{type(error).__name__}: {error}"[:2000]
-            )
+            reason = _storable(f"{type(error).__name__}: {error}"[:2000])
+            leases.release_shard(self.database, claim, error=reason)
             return "crashed"
         return "finished"
 
@@ -125,14 +126,19 @@ class ShardRunner:
         if refused:
             self._record(claim, _no_batch(refused))
         tokens = 0
+        unanswered = {request.key for request in requests}
         batch_started = time.monotonic()
         for batch in engine.generate(requests, should_stop=should_stop):
             queued_seconds = claim.queued_seconds + batch_started - started
             outcomes = tuple(_outcome(result, queued_seconds) for result in batch.results)
             self._record(claim, _record(engine, batch, outcomes))
+            unanswered -= {result.key for result in batch.results}
             tokens += batch.completion_tokens
             _log_batch(log, batch)
             batch_started = time.monotonic()
+        if unanswered and not should_stop():
+            # Finishing the shard now would lose them for good.
+            raise RuntimeError(f"the engine left out {len(unanswered)} of {len(requests)} prompts")
         seconds = time.monotonic() - started
         log.info(
             "shard_generated",
@@ -225,10 +231,7 @@ def _refusal(claim: Claim, prompt: PendingPrompt, error: ParameterError) -> Prom
 def _outcome(result: GenerationResult, queued_seconds: float) -> PromptOutcome:
     return PromptOutcome(
         index=result.key,
-        # Postgres has no NUL in text, and a model may generate one.
-        text=None
-        if result.text is None
-        else result.text.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        text=None if result.text is None else _storable(result.text),
         finish_reason=result.finish_reason,
         prompt_tokens=result.prompt_tokens,
         completion_tokens=result.completion_tokens,
@@ -236,8 +239,14 @@ def _outcome(result: GenerationResult, queued_seconds: float) -> PromptOutcome:
         prefill_seconds=result.prefill_seconds,
         decode_seconds=result.decode_seconds,
         error_code=result.error.code if result.error else None,
-        error_message=result.error.message if result.error else None,
+        error_message=_storable(result.error.message) if result.error else None,
     )
+
+
+def _storable(text: str) -> str:
+    """The text without what a database refuses: a NUL on Postgres, half of a surrogate pair."""
+    whole = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _record(
