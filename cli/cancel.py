@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from cli.examples import examples
+from cli.ledger import open_ledger
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_json
-from jobs.database import open_database
 from jobs.errors import BadInputError
 from jobs.settings import Settings
 from jobs.store.control import cancel_job
@@ -26,7 +26,7 @@ def cancel(job: str, *, settings: Settings, as_json: bool) -> None:
 
     ID is a job's id or enough of its beginning. Cancelling twice is no error.
     """
-    database = open_database(settings)
+    database = open_ledger(settings)
     job_id = find_job(database, job)
     cancelled = cancel_job(database, job_id)
     report = job_report(database, job_id)

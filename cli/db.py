@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from cli.examples import examples
+from cli.ledger import connect_ledger
 from cli.options import json_option, settings_options
 from cli.output import print_json
-from jobs.database import Database, connect, schema_revision
+from jobs.database import Database, schema_revision
 from jobs.database import upgrade as upgrade_schema
 from jobs.models import SCHEMA_REVISION
 from jobs.settings import Settings
@@ -34,7 +35,7 @@ def upgrade(*, settings: Settings, as_json: bool) -> None:
     Needed for Postgres; SQLite is upgraded on first use. Running it again, or
     from two machines at once, does no harm.
     """
-    database = connect(settings)
+    database = connect_ledger(settings)
     before = schema_revision(database)
     upgrade_schema(database)
     after = schema_revision(database)
@@ -56,7 +57,7 @@ def upgrade(*, settings: Settings, as_json: bool) -> None:
 @click.pass_context
 def current(context: click.Context, *, settings: Settings, as_json: bool) -> None:
     """Show the schema's revision; exits with 1 if it is not this program's."""
-    database = connect(settings)
+    database = connect_ledger(settings)
     revision = schema_revision(database)
     is_newest = revision == SCHEMA_REVISION
     if as_json:

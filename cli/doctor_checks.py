@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from cli.engine_probe import EngineProbe, ProbeError, probe_engine
+from cli.ledger import connect_ledger
 from cli.publish import is_listening
 from cli.worker_extra import INSTALL_COMMAND, is_installed
-from jobs.database import Database, check_schema, connect, schema_revision
+from jobs.database import Database, check_schema, schema_revision
 from jobs.dispatch import Dispatcher
 from jobs.errors import QueueUnavailableError, SchemaError, TgpError
 from jobs.models import SCHEMA_REVISION
@@ -68,7 +69,7 @@ def check_database(settings: Settings) -> Iterator[Check]:
         yield Check(name="database", status="ok", detail=f"{shown}, made on first use")
         return
     try:
-        database = connect(settings)
+        database = connect_ledger(settings)
         revision = schema_revision(database)
     except (TgpError, OSError) as error:
         yield Check(

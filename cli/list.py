@@ -8,9 +8,9 @@ import click
 
 from cli.examples import examples
 from cli.job_document import job_document
+from cli.ledger import open_ledger
 from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table
-from jobs.database import open_database
 from jobs.settings import Settings
 from jobs.store.reading import job_reports, model_state
 from jobs.store.records import JobReport, JobStatus
@@ -36,7 +36,7 @@ HEADINGS = ("ID", "NAME", "MODEL", "STATUS", "DONE", "FAILED", "TOK/S", "CREATED
 @json_option
 def list_jobs(*, status: str | None, limit: int, settings: Settings, as_json: bool) -> None:
     """List the jobs, newest first."""
-    database = open_database(settings)
+    database = open_ledger(settings)
     # One more than wanted tells whether there are more.
     reports = job_reports(database, status=status, limit=limit + 1)
     has_more = len(reports) > limit

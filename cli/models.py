@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from cli.examples import examples
+from cli.ledger import open_ledger
 from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table
 from jobs.catalogue import CatalogueModel, load_catalogue
-from jobs.database import open_database
 from jobs.errors import DatabaseUnavailableError, SchemaError
 from jobs.settings import Settings
 from jobs.store.records import WorkerReport
@@ -41,7 +41,7 @@ def models(*, settings: Settings, as_json: bool) -> None:
 
 def _live_workers(settings: Settings) -> list[WorkerReport]:
     try:
-        return live_workers(open_database(settings))
+        return live_workers(open_ledger(settings))
     except (DatabaseUnavailableError, SchemaError) as error:
         # The catalogue is worth showing without it.
         note(f"workers are not known: {error.message}")

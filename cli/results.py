@@ -8,12 +8,13 @@ import click
 
 from cli.examples import examples
 from cli.follow import follow_results
+from cli.ledger import open_ledger
 from cli.options import job_argument, json_option, output_options, settings_options
 from cli.output import note
 from cli.result_formats import FORMATS
 from cli.result_target import open_target
 from cli.watch import exit_code
-from jobs.database import Database, open_database
+from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store.reading import find_job, job_report, result_rows
 from jobs.store.records import JobReport
@@ -50,7 +51,7 @@ def results(
     Exits with 1 if --follow saw the job or any of its prompts fail.
     """
     chosen = results_format(file_format, as_json=as_json)
-    database = open_database(settings)
+    database = open_ledger(settings)
     job_id = find_job(database, job)
     write_results(database, job_id, chosen, output, follow=follow, failed_only=failed)
     report = job_report(database, job_id)

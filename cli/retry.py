@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from cli.examples import examples
+from cli.ledger import open_ledger
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_json
 from cli.publish import publish_job
-from jobs.database import open_database
 from jobs.errors import BadInputError
 from jobs.settings import Settings
 from jobs.store.control import retry_job
@@ -28,7 +28,7 @@ def retry(job: str, *, settings: Settings, as_json: bool) -> None:
     Those that a failed job never reached run as well; completions stay as
     they are. ID is a job's id or enough of its beginning.
     """
-    database = open_database(settings)
+    database = open_ledger(settings)
     job_id = find_job(database, job)
     status = job_report(database, job_id).status
     if status == "cancelled":

@@ -8,6 +8,7 @@ import click
 
 from cli.examples import examples
 from cli.job_options import job_options
+from cli.ledger import open_ledger
 from cli.new_job import JobOrder, store_job
 from cli.options import json_option, output_options, settings_options
 from cli.output import note
@@ -15,7 +16,7 @@ from cli.results import results_format, write_results
 from cli.watch import exit_code, progress_shown
 from cli.worker_extra import require_engine
 from jobs.catalogue import find_model, load_catalogue
-from jobs.database import Database, open_database
+from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store.reading import find_job, job_report
 from jobs.store.records import JobReport
@@ -56,7 +57,7 @@ def run(
         raise click.UsageError("give either a FILE of prompts or --resume ID")
     if resume is not None and not order.is_empty:
         raise click.UsageError("--resume goes on with a stored job, whose options are settled")
-    database = open_database(settings)
+    database = open_ledger(settings)
 
     def accept_model(model: str) -> None:
         _require_model(settings, model)

@@ -6,9 +6,9 @@ import click
 
 from cli.examples import examples
 from cli.job_document import job_document, job_fields
+from cli.ledger import open_ledger
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_fields, print_json
-from jobs.database import open_database
 from jobs.settings import Settings
 from jobs.store.reading import find_job, job_report, model_state
 
@@ -32,7 +32,7 @@ def status(
     ID is a job's id or enough of its beginning. Exits with 1 if --watch saw
     the job fail, its prompts fail, or somebody cancel it.
     """
-    database = open_database(settings)
+    database = open_ledger(settings)
     job_id = find_job(database, job)
     code = 0
     if watch:

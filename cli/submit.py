@@ -6,11 +6,11 @@ import click
 
 from cli.examples import examples
 from cli.job_options import job_options
+from cli.ledger import open_ledger
 from cli.new_job import JobOrder, store_job
 from cli.options import json_option, settings_options
 from cli.output import note, print_json
 from cli.publish import publish_job
-from jobs.database import open_database
 from jobs.settings import Settings
 
 
@@ -41,7 +41,7 @@ def submit(
     gzipped or not; "-" is standard input. It is checked as a whole first: with
     any error nothing is stored. Exits with 1 if --watch saw prompts fail.
     """
-    database = open_database(settings)
+    database = open_ledger(settings)
     job = store_job(settings, database, file, order)
     published = True if job.ended else publish_job(settings, database, job.id)
     if as_json:

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.main import COMMANDS, cli
+from jobs.settings import Settings
+from tests.unit.cli.conftest import Tgp
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with the words that call it."""
+    yield "tgp-jobs", cli
+    for name, lazy in COMMANDS.items():
+        command = lazy.load()
+        yield f"tgp-jobs {name}", command
+        if isinstance(command, click.Group):
+            for inner, nested in command.commands.items():
+                yield f"tgp-jobs {name} {inner}", nested
+
+
+ALL = dict(commands())
+
+
+def example_lines(command: click.Command) -> list[str]:
+    _, _, shown = (command.help or "").partition("Example:\n")
+    return [line.strip() for line in shown.splitlines() if line.strip()]
+
+
+def parsed_by(command: click.Command, words: list[str]) -> click.Context:
+    """The context in which the words parse, of the command that they call in the end."""
+    context = command.make_context(words[0], words[1:])
+    if isinstance(command, click.Group):
+        name, inner, _ = command.resolve_command(context, words[1:])
+        assert inner is not None
+        return parsed_by(inner, [str(name), *words[2:]])
+    return context
+
+
+def run_in_fresh_process(home: Path, *arguments: str) -> tuple[str, set[str]]:
+    """What a command printed, and the modules it had imported at its end."""
+    program = (
+        "import atexit, json, sys\n"
+        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
+        "from cli.main import main\n"
+        "main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "TGP_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout, set(json.loads(run.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_command_says_of_itself(name: str) -> None:
+    first_paragraph = (COMMANDS[name].load().help or "").split("\n\n")[0]
+    assert first_paragraph == COMMANDS[name].short_help
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_command_has_an_example_in_its_help(name: str, tgp: Tgp) -> None:
+    shown = tgp(*name.split()[1:], "--help").stdout
+    assert f"\n  Example:\n    {name}" in shown
+
+
+@pytest.mark.parametrize(
+    "line", sorted({line for command in ALL.values() for line in example_lines(command)})
+)
+def test_every_example_parses(line: str) -> None:
+    assert parsed_by(cli, shlex.split(line)).params is not None
+
+
+def test_every_setting_is_a_flag_of_some_command() -> None:
+    flags = {option for command in ALL.values() for each in command.params for option in each.opts}
+    wanted = {"--" + each.name.replace("_", "-") for each in fields(Settings)}
+    assert wanted - flags == set()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not isinstance(ALL[name], click.Group)])
+def test_every_command_prints_json_and_takes_the_places_of_things(name: str) -> None:
+    flags = {option for each in ALL[name].params for option in each.opts}
+    assert {"--json", "--home", "--database-url", "--redis-url", "--catalogue"} <= flags
+
+
+def test_a_command_that_does_not_exist_is_a_usage_error(tgp: Tgp) -> None:
+    result = tgp("sumbit")
+    assert result.exit_code == 2
+    assert "No such command 'sumbit'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("status", "zzzz", "--json"), "unknown_job"),
+        (("list", "--json", "--limit", "0"), "usage"),
+        (("list", "--json", "--home", ""), "bad_setting"),
+    ],
+)
+def test_with_json_an_error_is_json_too(tgp: Tgp, arguments: tuple[str, ...], code: str) -> None:
+    result = tgp(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    error = json.loads(result.stderr)["error"]
+    assert error["code"] == code
+    assert error["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--shard-size", "0"), ("--shard-size", "many"), ("--redis-url", "http://x")]
+)
+def test_a_setting_that_cannot_be_used_is_refused(
+    tgp: Tgp, prompt_file: Path, arguments: tuple[str, str]
+) -> None:
+    result = tgp("submit", prompt_file, "--model", "tiny-bloom", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: {arguments[0]}: {arguments[1]!r} is not usable")
+
+
+def test_a_password_in_a_refused_url_is_not_shown(tgp: Tgp) -> None:
+    result = tgp("list", "--redis-url", "http://user:secret@example/0")
+    assert result.exit_code == 2
+    assert "secret" not in result.output
+
+
+def test_a_state_directory_that_cannot_be_made_is_an_error_and_no_traceback(
+    tgp: Tgp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/var/state")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = tgp("list")
+    assert (result.exit_code, result.stderr) == (1, "Error: /var/state: Permission denied\n")
+
+
+def test_an_interrupt_ends_a_command_quietly(
+    tgp: Tgp, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cli.status.job_report", interrupt)
+    result = tgp("status", job_id)
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(home: Path, tgp: Tgp) -> None:
+    lines = "".join(json.dumps({"prompt": "x" * 1000}) + "\n" for _ in range(20))
+    tgp("submit", "-", "--model", "tiny-bloom", stdin=lines)
+    command = [sys.executable, "-c", "from cli.main import main; main()", "list", "--json"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "TGP_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_help_imports_nothing_that_it_does_not_need(home: Path) -> None:
+    shown, modules = run_in_fresh_process(home, "--help")
+    assert "submit" in shown
+    assert modules & {"sqlalchemy", "celery", "kombu", "rich", "torch", "transformers"} == set()
+
+
+def test_submit_stays_within_its_import_budget(home: Path, prompt_file: Path, tgp: Tgp) -> None:
+    # Given a database that is current already.
+    tgp("list")
+    shown, modules = run_in_fresh_process(home, "submit", str(prompt_file), "--model", "tiny-bloom")
+    assert re.fullmatch(r"[0-9a-z]{8}\n", shown)
+    spared = {"torch", "transformers", "bitsandbytes", "alembic", "rich", "celery", "kombu"}
+    assert modules & (spared | {"sqlalchemy.orm"}) == set()
+
+
+def test_the_version_is_that_of_the_package(tgp: Tgp) -> None:
+    assert re.fullmatch(r"tgp-jobs \d+\.\d+\.\d+\n", tgp("--version").stdout)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.database import Database
+from jobs.store.leases import fail_job
+from jobs.store.workers import register_worker, worker_loaded, worker_loading
+from tests.unit.cli.conftest import Tgp
+from tests.unit.cli.working import claim_next, completed, failed, record, work_off
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def document_of(tgp: Tgp, job_id: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(tgp("status", job_id, "--json").stdout)
+    return document
+
+
+def test_a_new_jobs_document_is_exactly_this(tgp: Tgp, job_id: str, prompt_file: Path) -> None:
+    document = document_of(tgp, job_id)
+    assert TIME.fullmatch(document["created_at"])
+    assert document == {
+        "id": job_id,
+        "name": None,
+        "model": "tiny-bloom",
+        "status": "queued",
+        "priority": "normal",
+        "counts": {"total": 3, "completed": 0, "failed": 0, "pending": 3},
+        "tokens": {"prompt": 0, "completion": 0},
+        "tokens_per_second": None,
+        "eta_seconds": None,
+        "seconds": {"prefill": 0.0, "decode": 0.0},
+        "shards": {"total": 1, "completed": 0},
+        "model_state": {
+            "state": "not loaded",
+            "worker": None,
+            "stage": None,
+            "done": None,
+            "total": None,
+            "unit": None,
+            "load_seconds": None,
+        },
+        "parameters": {},
+        "source": str(prompt_file),
+        "error": None,
+        "created_at": document["created_at"],
+        "started_at": None,
+        "finished_at": None,
+    }
+
+
+def test_counts_and_tokens_grow_as_a_worker_writes(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    record(sqlite_database, claim_next(sqlite_database, job_id), [completed(0), failed(2)])
+    document = document_of(tgp, job_id)
+    assert document["status"] == "running"
+    assert document["counts"] == {"total": 3, "completed": 1, "failed": 1, "pending": 1}
+    assert document["tokens"] == {"prompt": 3, "completion": 5}
+    assert document["seconds"] == {"prefill": 0.25, "decode": 0.5}
+    assert document["tokens_per_second"] == pytest.approx(5 / 0.75, rel=0.05)
+    assert document["eta_seconds"] == pytest.approx(0.75 / 2, rel=0.05)
+    assert TIME.fullmatch(document["started_at"])
+
+
+def test_a_failed_job_says_why(tgp: Tgp, job_id: str, sqlite_database: Database) -> None:
+    claim = claim_next(sqlite_database, job_id)
+    fail_job(sqlite_database, claim, code="model_load_failed", message="no such\x1b[31m file")
+    document = document_of(tgp, job_id)
+    assert document["error"] == {
+        "code": "model_load_failed",
+        "message": "no such\x1b[31m file",
+    }
+    shown = tgp("status", job_id).stdout
+    assert "failed: model_load_failed" in shown
+    assert "no such\\x1b[31m file" in shown
+
+
+def test_the_models_load_is_shown(tgp: Tgp, job_id: str, sqlite_database: Database) -> None:
+    register_worker(
+        sqlite_database, worker_id="w", hostname="h", process=1, version="1", models=["tiny-bloom"]
+    )
+    worker_loading(
+        sqlite_database, "w", model="tiny-bloom", stage="quantise", done=3, total=12, unit="blocks"
+    )
+    assert document_of(tgp, job_id)["model_state"] == {
+        "state": "loading",
+        "worker": "w",
+        "stage": "quantise",
+        "done": 3.0,
+        "total": 12.0,
+        "unit": "blocks",
+        "load_seconds": None,
+    }
+    assert "tiny-bloom, loading: quantise 3 of 12 blocks" in tgp("status", job_id).stdout
+    worker_loaded(sqlite_database, "w", model="tiny-bloom", device="cpu", load_seconds=75.0)
+    assert "tiny-bloom, loaded in 1 min 15 s" in tgp("status", job_id).stdout
+
+
+def test_people_see_names_and_values(tgp: Tgp, job_id: str) -> None:
+    result = tgp("status", job_id)
+    assert result.exit_code == 0
+    assert f"Job         {job_id}\nStatus      queued\n" in result.stdout
+    assert "Prompts     0 of 3 completed, 0 failed, 3 pending\n" in result.stdout
+
+
+def test_a_prefix_of_the_id_is_enough(tgp: Tgp, job_id: str) -> None:
+    assert document_of(tgp, job_id[:3])["id"] == job_id
+
+
+@pytest.mark.parametrize("unknown", ["zzzzzzzzz", "", "%", "\udcff", "é"])
+def test_an_id_of_no_job_is_refused(tgp: Tgp, job_id: str, unknown: str) -> None:
+    result = tgp("status", unknown)
+    assert result.exit_code == 2
+    assert "`tgp-jobs list` shows the jobs" in result.stderr
+
+
+def test_an_ambiguous_prefix_names_the_jobs(
+    tgp: Tgp, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = iter(("abcdefgh", "abcxyzwq"))
+    monkeypatch.setattr("jobs.store.submission.new_job_id", lambda: next(ids))
+    for _ in range(2):
+        tgp("submit", prompt_file, "--model", "tiny-bloom")
+    result = tgp("status", "abc")
+    assert result.exit_code == 2
+    assert "abcdefgh, abcxyzwq: give more letters" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [([completed(0), completed(1), completed(2)], 0), ([completed(0), completed(1), failed(2)], 1)],
+)
+def test_watching_an_ended_job_tells_how_it_ended(
+    tgp: Tgp, job_id: str, sqlite_database: Database, outcomes: list[Any], code: int
+) -> None:
+    work_off(sqlite_database, job_id, outcomes)
+    result = tgp("status", job_id, "--watch", "--json")
+    assert result.exit_code == code
+    assert json.loads(result.stdout)["status"] == "completed"
+    assert f"job {job_id}: 3 of 3 prompts, completed" in result.stderr
+
+
+def test_without_watching_a_failed_prompt_is_no_failure_of_the_command(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    work_off(sqlite_database, job_id, [completed(0), completed(1), failed(2)])
+    assert tgp("status", job_id).exit_code == 0
+
+
+class TestList:
+    def test_it_is_an_array_of_what_status_prints(self, tgp: Tgp, job_id: str) -> None:
+        assert json.loads(tgp("list", "--json").stdout) == [document_of(tgp, job_id)]
+
+    def test_no_jobs_are_an_empty_array(self, tgp: Tgp) -> None:
+        assert tgp("list", "--json").stdout == "[]\n"
+
+    def test_no_jobs_are_said_so_on_stderr(self, tgp: Tgp) -> None:
+        result = tgp("list")
+        assert (result.stdout, result.stderr) == ("", "no jobs\n")
+
+    def test_the_status_and_the_limit_choose(
+        self, tgp: Tgp, job_id: str, prompt_file: Path, sqlite_database: Database
+    ) -> None:
+        work_off(sqlite_database, job_id, [completed(0), completed(1), completed(2)])
+        for _ in range(2):
+            tgp("submit", prompt_file, "--model", "tiny-bloom")
+        done = json.loads(tgp("list", "--status", "completed", "--json").stdout)
+        assert [each["id"] for each in done] == [job_id]
+        limited = tgp("list", "--limit", "2", "--json")
+        assert len(json.loads(limited.stdout)) == 2
+        assert limited.stderr == "these are the newest 2; --limit shows more\n"
+
+    def test_a_name_is_shown_as_it_is_and_without_colours(
+        self, tgp: Tgp, prompt_file: Path
+    ) -> None:
+        tgp("submit", prompt_file, "--model", "tiny-bloom", "--name", "[red]über[/]")
+        shown = tgp("list").stdout
+        assert "[red]über[/]" in shown
+        assert "\x1b" not in shown
