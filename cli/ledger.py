@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import click
 
-from jobs.database import Database, connect, open_database
+from jobs.database import Database, check_schema, connect
 from jobs.settings import Settings
 
 
 def open_ledger(settings: Settings) -> Database:
     """The database with this program's schema, closed when the command ends.
 
+    SQLite is created and upgraded on the way.
+
     Raises:
         TgpError: It cannot be reached, or its schema is another program's.
     """
-    return _closed_at_end(open_database(settings))
+    database = connect_ledger(settings)
+    check_schema(database, upgrade_sqlite=True)
+    return database
 
 
 def connect_ledger(settings: Settings) -> Database:
     """The same without a look at the schema."""
-    return _closed_at_end(connect(settings))
-
-
-def _closed_at_end(database: Database) -> Database:
+    database = connect(settings)
+    # Also when the command fails, and its connections with it.
     click.get_current_context().call_on_close(database.close)
     return database
