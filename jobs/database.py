@@ -114,7 +114,11 @@ def open_database(settings: Settings, *, pooled: bool = True) -> Database:
         SchemaError: Its schema is older or newer than this program.
     """
     database = connect(settings, pooled=pooled)
-    check_schema(database, upgrade_sqlite=True)
+    try:
+        check_schema(database, upgrade_sqlite=True)
+    except BaseException:
+        database.close()
+        raise
     return database
 
 
@@ -143,11 +147,7 @@ def check_schema(database: Database, *, upgrade_sqlite: bool) -> None:
     revision = schema_revision(database)
     if revision == SCHEMA_REVISION:
         return
-    if revision is not None and revision > SCHEMA_REVISION:
-        raise SchemaError(
-            f"the database schema ({revision}) is newer than this program "
-            f"({SCHEMA_REVISION}): upgrade tgp-jobs"
-        )
+    _refuse_newer(revision)
     if database.is_sqlite and upgrade_sqlite:
         upgrade(database)
         return
@@ -157,11 +157,24 @@ def check_schema(database: Database, *, upgrade_sqlite: bool) -> None:
     )
 
 
+def _refuse_newer(revision: str | None) -> None:
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise SchemaError(
+            f"the database schema ({revision}) is newer than this program "
+            f"({SCHEMA_REVISION}): upgrade tgp-jobs"
+        )
+
+
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Run the migrations, alone: a second caller waits and finds nothing to do."""
+    """Run the migrations, alone: a second caller waits and finds nothing to do.
+
+    Raises:
+        SchemaError: The schema is newer than this program.
+    """
     from alembic import command
     from alembic.config import Config
 
+    _refuse_newer(schema_revision(database))
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     with database.write() as connection:
