@@ -1,0 +1,261 @@
+"""The schema that migrations make is the one the program knows, on both databases."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, select, text, update
+
+from jobs.database import (
+    Database,
+    check_schema,
+    connect,
+    migrations_folder,
+    open_database,
+    schema_revision,
+    upgrade,
+)
+from jobs.errors import SchemaError
+from jobs.models import SCHEMA_REVISION, UtcDateTime, database_now, metadata, workers
+from jobs.settings import Settings
+from jobs.store.workers import register_worker
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """Settings whose database has no schema, SQLite, then Postgres."""
+    if request.param == "sqlite":
+        return settings
+    url = request.getfixturevalue("empty_postgres_url")
+    return Settings(home=settings.home, database_url=url)
+
+
+@pytest.fixture
+def empty_database(empty_settings: Settings) -> Iterator[Database]:
+    database = connect(empty_settings)
+    yield database
+    database.close()
+
+
+def same_type(
+    _context: Any, _inspected: Any, _column: Any, inspected_type: Any, known_type: Any
+) -> bool | None:
+    """Let a moment be compared as what it is stored as."""
+    if isinstance(known_type, UtcDateTime):
+        return type(inspected_type).__visit_name__ not in ("DATETIME", "TIMESTAMP")
+    return None
+
+
+def differences(database: Database) -> list[Any]:
+    with database.write() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": same_type})
+        return list(compare_metadata(context, metadata))
+
+
+def test_the_migrated_schema_is_that_of_the_models(empty_database: Database) -> None:
+    upgrade(empty_database)
+    assert differences(empty_database) == []
+
+
+def test_a_schema_that_differs_is_told_apart(empty_database: Database) -> None:
+    # So that the test above can fail: a column of another type, and one too many.
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        connection.execute(text("DROP TABLE workers"))
+        connection.execute(text("CREATE TABLE workers (id INTEGER PRIMARY KEY, extra INTEGER)"))
+    assert differences(empty_database)
+
+
+def test_the_revision_a_command_checks_is_the_newest_script() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
+
+
+def test_a_schema_can_be_taken_down_and_put_up_again(empty_database: Database) -> None:
+    upgrade(empty_database)
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    with empty_database.write() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    with empty_database.read() as connection:
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+    upgrade(empty_database)
+    assert differences(empty_database) == []
+
+
+def test_an_upgrade_that_was_done_is_not_done_again(empty_database: Database) -> None:
+    upgrade(empty_database)
+    register(empty_database)
+    upgrade(empty_database)
+    assert schema_revision(empty_database) == SCHEMA_REVISION
+    with empty_database.read() as connection:
+        assert connection.execute(select(workers.c.id)).scalars().all() == ["w"]
+
+
+def test_sqlite_makes_its_schema_on_first_use(settings: Settings) -> None:
+    database = open_database(settings)
+    assert schema_revision(database) == SCHEMA_REVISION
+    database.close()
+
+
+def test_sqlite_is_private_to_its_owner(settings: Settings) -> None:
+    open_database(settings).close()
+    assert settings.home.stat().st_mode & 0o077 == 0
+
+
+def test_postgres_says_how_to_make_its_schema(empty_postgres_url: str, settings: Settings) -> None:
+    with pytest.raises(SchemaError, match=r"is empty: run `tgp-jobs db upgrade` once"):
+        open_database(Settings(home=settings.home, database_url=empty_postgres_url))
+
+
+def test_an_old_schema_is_said_to_be_old(postgres_url: str, settings: Settings) -> None:
+    database = connect(Settings(home=settings.home, database_url=postgres_url))
+    at_revision(database, "0000")
+    with pytest.raises(SchemaError, match=r"is at 0000, older than .*: run `tgp-jobs db upgrade`"):
+        check_schema(database, upgrade_sqlite=True)
+    database.close()
+
+
+def test_a_newer_schema_is_refused(database: Database) -> None:
+    at_revision(database, "9999")
+    with pytest.raises(SchemaError) as refusal:
+        check_schema(database, upgrade_sqlite=True)
+    assert refusal.value.message == (
+        f"the database schema (9999) is newer than this program ({SCHEMA_REVISION}): "
+        "upgrade tgp-jobs"
+    )
+    assert schema_revision(database) == "9999"
+
+
+def test_a_newer_schema_is_refused_by_an_upgrade_too(database: Database) -> None:
+    at_revision(database, "9999")
+    with pytest.raises(SchemaError, match="is newer than this program"):
+        upgrade(database)
+
+
+UPGRADE = """
+import sys
+from pathlib import Path
+from jobs.database import connect, upgrade, open_database
+from jobs.settings import Settings
+url = sys.argv[2] or None
+settings = Settings(home=Path(sys.argv[1]), database_url=url)
+import alembic.command, alembic.config  # so that both begin together
+print("ready", flush=True)
+sys.stdin.readline()
+if url is None:
+    open_database(settings).close()
+else:
+    database = connect(settings)
+    upgrade(database)
+    database.close()
+"""
+
+
+def test_processes_that_upgrade_at_once_wait_for_each_other(empty_settings: Settings) -> None:
+    # given three processes before an empty database
+    arguments = [str(empty_settings.home), empty_settings.database_url or ""]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", UPGRADE, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    # when all of them begin
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ended = [process.communicate(timeout=60) for process in processes]
+    # then each of them succeeds
+    assert [
+        (process.returncode, err) for process, (_, err) in zip(processes, ended, strict=True)
+    ] == [(0, "")] * 3
+    database = connect(empty_settings)
+    assert differences(database) == []
+    database.close()
+
+
+def test_the_database_s_clock_agrees_with_ours(database: Database) -> None:
+    with database.read() as connection:
+        now = connection.execute(select(database_now())).scalar_one()
+    assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize("offset", [3600.0, -3600.0, 0.25, 90_000.0])
+def test_the_database_s_clock_can_be_offset(database: Database, offset: float) -> None:
+    with database.read() as connection:
+        row = connection.execute(
+            select(database_now().label("now"), database_now(offset).label("then"))
+        ).one()
+    assert (row.then - row.now).total_seconds() == pytest.approx(offset, abs=0.01)
+
+
+def test_the_offset_of_one_statement_is_not_that_of_the_next(database: Database) -> None:
+    # Statements are compiled once, and must not keep the first one's offset.
+    with database.read() as connection:
+        later = [
+            connection.execute(select(database_now(offset))).scalar_one() for offset in (0.0, 500.0)
+        ]
+    assert (later[1] - later[0]).total_seconds() == pytest.approx(500, abs=5)
+
+
+def register(database: Database) -> None:
+    register_worker(database, worker_id="w", hostname="box", process=1, version="0", models=["m"])
+
+
+def test_a_moment_comes_back_aware_and_in_utc(database: Database) -> None:
+    # given a moment in another zone
+    register(database)
+    moment = datetime(2026, 7, 1, 12, 30, 15, 250_000, tzinfo=timezone(timedelta(hours=2)))
+    with database.write() as connection:
+        connection.execute(update(workers).values(started_at=moment))
+    with database.read() as connection:
+        stored = connection.execute(select(workers.c.started_at)).scalar_one()
+    assert stored == moment
+    assert stored.utcoffset() == timedelta(0)
+
+
+def test_moments_of_the_clock_and_of_ours_compare(database: Database) -> None:
+    # given a row whose moment Python wrote, an hour from now
+    register(database)
+    with database.write() as connection:
+        connection.execute(
+            update(workers).values(stopped_at=datetime.now(UTC) + timedelta(hours=1))
+        )
+    # then the database's clock is before it, and an offset of two hours is not
+    with database.read() as connection:
+        before, after = connection.execute(
+            select(
+                workers.c.stopped_at > database_now(), workers.c.stopped_at < database_now(7200.0)
+            )
+        ).one()
+    assert (bool(before), bool(after)) == (True, True)
+
+
+def at_revision(database: Database, revision: str) -> None:
+    with database.write() as connection:
+        connection.execute(
+            text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision}
+        )
