@@ -11,6 +11,9 @@ import click
 
 from cli.failures import reported
 
+# Whether errors are to be JSON, in the context's notes.
+AS_JSON = "cli.as_json"
+
 
 @dataclass(frozen=True)
 class LazyCommand:
@@ -56,9 +59,9 @@ class LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Looked for here, because an error in the arguments themselves must be
         # reported as JSON too.
-        self._as_json = "--json" in args
+        ctx.meta[AS_JSON] = "--json" in args
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with reported(as_json=self._as_json):
+        with reported(as_json=ctx.meta[AS_JSON]):
             return super().invoke(ctx)

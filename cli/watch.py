@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cli.progress import JobProgress
 from jobs.database import Database
@@ -35,22 +35,24 @@ def progress_shown(database: Database, job_id: str) -> Iterator[None]:
     over = threading.Event()
 
     def show() -> None:
+        # The work itself meets the same trouble, and decides what it means.
+        with suppress(TgpError):
+            job = job_report(database, job_id)
+            progress.show(job, model_state(database, job.model))
+
+    def keep_showing() -> None:
         while not over.wait(POLL_SECONDS):
-            try:
-                job = job_report(database, job_id)
-                progress.show(job, model_state(database, job.model))
-            except TgpError:
-                # The work itself meets the same trouble, and decides what it means.
-                continue
+            show()
 
     with JobProgress() as progress:
-        thread = threading.Thread(target=show, name="progress", daemon=True)
+        thread = threading.Thread(target=keep_showing, name="progress", daemon=True)
         thread.start()
         try:
             yield
         finally:
             over.set()
             thread.join()
+            show()
 
 
 def exit_code(job: JobReport) -> int:

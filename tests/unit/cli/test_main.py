@@ -15,8 +15,10 @@ import click
 import pytest
 
 from cli.main import COMMANDS, cli
+from jobs.database import Database
 from jobs.settings import Settings
 from tests.unit.cli.conftest import Tgp
+from tests.unit.cli.working import completed, work_off
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -159,10 +161,14 @@ def test_an_interrupt_ends_a_command_quietly(
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_a_reader_that_leaves_early_causes_no_traceback(home: Path, tgp: Tgp) -> None:
-    lines = "".join(json.dumps({"prompt": "x" * 1000}) + "\n" for _ in range(20))
-    tgp("submit", "-", "--model", "tiny-bloom", stdin=lines)
-    command = [sys.executable, "-c", "from cli.main import main; main()", "list", "--json"]
+@pytest.mark.parametrize("arguments", [("list", "--json"), ("results",), ("doctor", "--help")])
+def test_a_reader_that_leaves_early_causes_no_traceback(
+    home: Path, job_id: str, sqlite_database: Database, arguments: tuple[str, ...]
+) -> None:
+    work_off(sqlite_database, job_id, [completed(index) for index in range(3)])
+    if arguments == ("results",):
+        arguments = ("results", job_id)
+    command = [sys.executable, "-c", "from cli.main import main; main()", *arguments]
     with subprocess.Popen(
         command,
         env={**os.environ, "TGP_HOME": str(home)},

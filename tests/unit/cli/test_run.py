@@ -54,6 +54,7 @@ def test_the_file_goes_in_and_the_results_come_out(
     result = tgp("run", prompt_file, "--model", "tiny-bloom", "--max-new-tokens", "4")
     assert result.exit_code == 0
     assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == [0, 1, 2]
+    assert ": 3 of 3 prompts, completed" in result.stderr
 
 
 def test_a_failed_prompt_makes_it_exit_with_1(
