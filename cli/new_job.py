@@ -12,7 +12,7 @@ from cli.output import note
 from jobs.catalogue import Catalogue, find_model, load_catalogue
 from jobs.database import Database
 from jobs.errors import BadInputError, UnknownModelError
-from jobs.prompt_file import PromptFile
+from jobs.prompt_file import PromptFile, PromptFileSummary
 from jobs.prompt_source import STANDARD_INPUT
 from jobs.settings import Settings
 from jobs.store.reading import job_report
@@ -90,8 +90,15 @@ def store_job(
     _check_label("--name", order.name)
     _check_label("--idempotency-key", order.idempotency_key)
     catalogue = load_catalogue(settings)
+
+    def known(alias: str) -> str:
+        model = _known_model(catalogue, database, alias)
+        if accept_model is not None:
+            accept_model(model)
+        return model
+
     # Before the file, which may take a while, so that a typo is told at once.
-    model = None if order.model is None else _known_model(catalogue, database, order.model)
+    model = None if order.model is None else known(order.model)
     if source == STANDARD_INPUT and sys.stdin is not None and sys.stdin.isatty():
         note("reading prompts from the terminal; Ctrl-D ends them")
     with PromptFile(
@@ -99,32 +106,36 @@ def store_job(
     ) as file:
         summary = file.validate()
         if model is None:
-            model = _model_of_lines(catalogue, database, file.name, summary.models)
+            model = known(_model_of_lines(file.name, summary.models))
         else:
             _note_other_models(catalogue, model, summary.models)
-        if accept_model is not None:
-            accept_model(model)
-        job = NewJob(
-            model=model,
-            source_name=file.name,
-            content_digest=summary.digest,
-            total_prompts=summary.prompt_count,
-            parameters=order.parameters,
-            name=order.name,
-            priority=order.priority or "normal",
-            shard_size=settings.shard_size,
-            idempotency_key=order.idempotency_key,
-        )
+        job = _new_job(settings, order, model, file.name, summary)
         submission = submit_job(database, job, file.requests())
-    if submission.created:
-        return StoredJob(
-            id=submission.job_id,
-            model=model,
-            prompts=job.total_prompts,
-            shards=-(-job.total_prompts // job.shard_size),
-            created=True,
-        )
-    return _earlier_job(database, submission.job_id)
+    if not submission.created:
+        return _earlier_job(database, submission.job_id)
+    return StoredJob(
+        id=submission.job_id,
+        model=model,
+        prompts=job.total_prompts,
+        shards=-(-job.total_prompts // job.shard_size),
+        created=True,
+    )
+
+
+def _new_job(
+    settings: Settings, order: JobOrder, model: str, name: str, summary: PromptFileSummary
+) -> NewJob:
+    return NewJob(
+        model=model,
+        source_name=name,
+        content_digest=summary.digest,
+        total_prompts=summary.prompt_count,
+        parameters=order.parameters,
+        name=order.name,
+        priority=order.priority or "normal",
+        shard_size=settings.shard_size,
+        idempotency_key=order.idempotency_key,
+    )
 
 
 def _earlier_job(database: Database, job_id: str) -> StoredJob:
@@ -147,9 +158,7 @@ def _known_model(catalogue: Catalogue, database: Database, alias: str) -> str:
         return find_model(catalogue, alias, also=served_models(database))
 
 
-def _model_of_lines(
-    catalogue: Catalogue, database: Database, name: str, models: tuple[str, ...]
-) -> str:
+def _model_of_lines(name: str, models: tuple[str, ...]) -> str:
     if not models:
         raise BadInputError(f"{name} names no model: add --model (`tgp-jobs models` lists them)")
     if len(models) > 1:
@@ -158,7 +167,7 @@ def _model_of_lines(
             f"{name} names several models ({shown}): choose one with --model, "
             "or submit a file for each"
         )
-    return _known_model(catalogue, database, models[0])
+    return models[0]
 
 
 def _note_other_models(catalogue: Catalogue, model: str, models: tuple[str, ...]) -> None:
