@@ -157,6 +157,9 @@ class Dispatcher:
     def _celery(self) -> Celery:
         if self._app is None:
             self._app = celery_app(self._settings)
+            # Somebody waits for the answer, and the sweeper tries again anyway:
+            # kombu's own three attempts took six seconds to find a closed port.
+            self._app.conf.broker_transport_options = transport_options() | {"max_retries": 0}
         return self._app
 
 
