@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, true
 
 from jobs.database import Database
 from jobs.errors import AmbiguousJobError, UnknownJobError
@@ -47,7 +47,7 @@ def find_job(database: Database, prefix: str) -> str:
 def job_report(database: Database, job_id: str) -> JobReport:
     """Everything `status` shows of a job."""
     with database.read() as connection:
-        row = connection.execute(_reports().where(jobs.c.id == job_id)).one_or_none()
+        row = connection.execute(_reports(job_id)).one_or_none()
     if row is None:
         raise UnknownJobError(f"no job has the id {job_id!r}: `tgp-jobs list` shows the jobs")
     return _report(row)
@@ -64,8 +64,11 @@ def job_reports(
         return [_report(row) for row in connection.execute(query)]
 
 
-def _reports() -> Select[Any]:
-    """Jobs with the sums over their shards: 4 000 rows for a million prompts, not a million."""
+def _reports(job_id: str | None = None) -> Select[Any]:
+    """Jobs with the sums over their shards: 4 000 rows for a million prompts, not a million.
+
+    The sums of one job are asked for by name, since SQLite would sum all first.
+    """
     sums = (
         select(
             shards.c.job_id,
@@ -87,10 +90,12 @@ def _reports() -> Select[Any]:
             func.min(shards.c.generating_since).label("generating_since"),
             func.max(shards.c.generated_until).label("generated_until"),
         )
+        .where(true() if job_id is None else shards.c.job_id == job_id)
         .group_by(shards.c.job_id)
         .subquery()
     )
-    return select(jobs, sums).outerjoin(sums, sums.c.job_id == jobs.c.id)
+    reports = select(jobs, sums).outerjoin(sums, sums.c.job_id == jobs.c.id)
+    return reports if job_id is None else reports.where(jobs.c.id == job_id)
 
 
 def _report(row: Any) -> JobReport:
