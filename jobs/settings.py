@@ -7,12 +7,13 @@ command's flag, where None always means "not given here".
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 from platformdirs import user_data_path
 
@@ -23,6 +24,9 @@ Device = Literal["auto", "cuda", "cpu"]
 ENVIRONMENT_PREFIX = "TGP_"
 # sun_path holds 108 bytes on Linux; redis-server refuses longer socket paths.
 LONGEST_SOCKET_PATH_BYTES = 100
+# From the first colon after the user to the last @: a password may hold any of "/?#@".
+_PASSWORD = re.compile(r"^((?:[A-Za-z][\w+.-]*://)?[^/:@]*:)(?!//).+@", re.DOTALL)
+_QUERY_PASSWORD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
 
 def _path(text: str) -> Path:
@@ -30,15 +34,19 @@ def _path(text: str) -> Path:
 
 
 def _between(low: float, high: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    noun = "a whole number" if convert is int else "a number"
+    expected = f"{noun} from {low:g} to {high:g}"
+
     def check(value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"a number from {low:g} to {high:g}")
+        # A file's 2.5 must not become 2 in silence.
+        if isinstance(value, bool) or (convert is int and isinstance(value, float)):
+            raise ValueError(expected)
         try:
             number = convert(value)
         except (TypeError, ValueError):
-            raise ValueError(f"a number from {low:g} to {high:g}") from None
+            raise ValueError(expected) from None
         if not low <= number <= high:
-            raise ValueError(f"a number from {low:g} to {high:g}")
+            raise ValueError(expected)
         return number
 
     return check
@@ -54,10 +62,19 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
 
 
 def _url(*schemes: str) -> Callable[[Any], str]:
+    expected = f"a URL starting with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+
     def check(value: Any) -> str:
-        expected = f"a URL starting with {' or '.join(f'{scheme}://' for scheme in schemes)}"
-        if not isinstance(value, str) or urlsplit(value).scheme not in schemes:
+        if not isinstance(value, str) or not value.startswith(tuple(f"{s}://" for s in schemes)):
             raise ValueError(expected)
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            raise ValueError("a URL that can be read") from None
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("a URL whose port is a number") from None
         return value
 
     return check
@@ -209,15 +226,9 @@ def make_home(settings: Settings) -> None:
 
 
 def redact_url(url: Any) -> str:
-    """A URL with its password replaced, fit for logs and messages."""
-    text = str(url)
-    try:
-        parts = urlsplit(text)
-        if parts.password is None:
-            return text
-    except ValueError:
-        return "<unreadable URL>"
-    host = parts.hostname or ""
-    if parts.port is not None:
-        host += f":{parts.port}"
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """A URL with its passwords replaced, fit for logs and messages.
+
+    By pattern rather than by parsing, since what cannot be parsed is what
+    messages are about; it hides too much rather than too little.
+    """
+    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***@", str(url), count=1))
