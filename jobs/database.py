@@ -9,7 +9,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    ProgrammingError,
+)
 from sqlalchemy.pool import NullPool
 
 from jobs.errors import DatabaseUnavailableError, SchemaError, SettingsError
@@ -35,7 +41,7 @@ class Database:
     def __init__(self, url: str, *, pooled: bool = True) -> None:
         try:
             self.url: URL = make_url(url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise SettingsError(f"database_url: {redact_url(url)!r} is not a URL") from None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._pooled = pooled
@@ -72,7 +78,9 @@ class Database:
         try:
             with engine.begin() as connection:
                 yield connection
-        except OperationalError as error:
+        except DBAPIError as error:
+            if isinstance(error, (IntegrityError, ProgrammingError, DataError)):
+                raise  # a statement's fault, not the database's
             raise DatabaseUnavailableError(
                 f"the database {self.shown_url} failed: {_first_line(error)}; "
                 "`tgp-jobs doctor` checks it"
@@ -80,7 +88,7 @@ class Database:
 
     @property
     def shown_url(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return redact_url(self.url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         self._writer.dispose()
@@ -126,7 +134,10 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
     """A database whose schema is not looked at."""
     make_home(settings)
     database = Database(settings.effective_database_url, pooled=pooled)
-    if database.is_sqlite and database.url.database not in (None, "", ":memory:"):
+    if database.is_sqlite:
+        if database.url.database in (None, "", ":memory:"):
+            # Nobody but this connection would see it.
+            raise SettingsError("database_url: SQLite needs a file, as in sqlite:////srv/jobs.db")
         folder = Path(str(database.url.database)).absolute().parent
         if not folder.is_dir():
             raise SettingsError(f"database_url: there is no folder {folder}")
