@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
-from jobs.catalogue import load_catalogue
+from jobs.catalogue import find_model, load_catalogue
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store import leases, reading, recovery, workers
@@ -41,12 +41,15 @@ def run_job(
         on_progress: Told the job's state after every shard.
 
     Raises:
+        UnknownModelError: The catalogue here has no such model.
         KeyboardInterrupt: Ctrl-C was pressed; what is finished is written and
             the job can be taken up again.
     """
     worker_id = new_worker_id()
     log = get_logger().bind(worker=worker_id)
     catalogue = load_catalogue(settings)
+    # A shard of a model that is not served is given back, here to ourselves, for ever.
+    find_model(catalogue, reading.job_report(database, job_id).model)
     stop = StopSignal()
     workers.register_worker(
         database,
