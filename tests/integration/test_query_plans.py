@@ -75,8 +75,8 @@ def read_pending(database: Database, held: Claim) -> object:
     return leases.pending_prompts(database, held)
 
 
-def finish_it(database: Database, held: Claim) -> object:
-    return leases.finish_shard(database, held)
+def finish_it(database: Database, held: Claim) -> None:
+    leases.finish_shard(database, held)
 
 
 def release_it(database: Database, held: Claim) -> object:

@@ -13,7 +13,7 @@ from jobs.errors import AmbiguousJobError, UnknownJobError
 from jobs.models import database_now, jobs, shards, workers
 from jobs.spec import PromptRequest
 from jobs.store import reading
-from jobs.store.records import ModelState
+from jobs.store.records import ModelState, ResultRow
 from jobs.store.submission import submit_job
 from jobs.store.workers import (
     live_workers,
@@ -172,7 +172,7 @@ def test_a_result_row_says_everything_of_a_line(database: Database) -> None:
     job_id = submit_job(database, new_job(1), [request]).job_id
     run_job(database, job_id)
     (row,) = reading.result_rows(database, job_id)
-    assert row == reading.ResultRow(
+    assert row == ResultRow(
         index=0,
         custom_id="mine",
         prompt=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -102,7 +103,7 @@ def test_a_key_used_again_with_the_same_content_gives_the_same_job(database: Dat
     ids=lambda change: next(iter(change)),
 )
 def test_a_key_used_again_with_other_content_is_refused(
-    database: Database, change: dict[str, object]
+    database: Database, change: dict[str, Any]
 ) -> None:
     first = submit(database, idempotency_key="k")
     with pytest.raises(IdempotencyConflictError, match=f"'k' belongs to job {first}"):
