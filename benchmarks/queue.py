@@ -25,13 +25,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.celery_per_prompt import answer, app, count_answers, metadata
+from celery import Celery
+
+from benchmarks.celery_per_prompt import count_answers, metadata
 from jobs.database import Database, upgrade
 from jobs.store.reading import job_report
 from tests.services import RealRedis, fresh_database, own_redis, real_postgres
 
 TGP_JOBS = Path(sys.executable).parent / "tgp-jobs"
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def measure_ours(
         started = time.perf_counter()
         job_id = submit(environment, file, prompts)
         submitted = time.perf_counter()
-        wait_until(lambda: is_completed(environment, job_id))
+        wait_until(lambda: job_report(database, job_id).status == "completed")
         ended = time.perf_counter()
     database.close()
     return Figures(submit_seconds=submitted - started, total_seconds=ended - started)
@@ -116,13 +118,12 @@ def submit(environment: dict[str, str], file: Path, prompts: int) -> str:
         return subprocess.check_output([*command, str(file)], env=environment, text=True).strip()
     line = file.open().readline()
     return subprocess.check_output(
-        [*command, "-", "--watch"], env=environment, text=True, input=line
+        [*command, "-", "--watch"],
+        env=environment,
+        text=True,
+        input=line,
+        stderr=subprocess.DEVNULL,
     )
-
-
-def is_completed(environment: dict[str, str], job_id: str) -> bool:
-    database = Database(environment["TGP_DATABASE_URL"], pooled=False)
-    return job_report(database, job_id).status == "completed"
 
 
 def measure_celery(folder: Path, server: RealRedis, database_url: str, prompts: int) -> Figures:
@@ -139,17 +140,19 @@ def measure_celery(folder: Path, server: RealRedis, database_url: str, prompts: 
         *(str(TGP_JOBS.parent / "celery"), "-A", "benchmarks.celery_per_prompt", "worker"),
         *("--concurrency", "1", "--loglevel", "INFO", "--without-gossip", "--without-mingle"),
     ]
-    app.conf.broker_url = server.url
+    app = Celery(broker=server.url, set_as_current=False)
+    app.conf.update(task_ignore_result=True, task_serializer="json")
     with process(worker, environment, folder / "theirs.log", "ready."):
         with app.producer_or_acquire() as producer:
-            answer.apply_async((-1, "warm"), producer=producer)
+            app.send_task("answer", (-1, "warm"), producer=producer)
             wait_until(lambda: counted(database) == 1)
             started = time.perf_counter()
             for index in range(prompts):
-                answer.apply_async((index, prompt_text(index)), producer=producer)
+                app.send_task("answer", (index, prompt_text(index)), producer=producer)
             submitted = time.perf_counter()
         wait_until(lambda: counted(database) == prompts + 1)
         ended = time.perf_counter()
+    app.close()
     database.close()
     return Figures(submit_seconds=submitted - started, total_seconds=ended - started)
 

@@ -135,6 +135,7 @@ class Dispatcher:
                         priority=PRIORITY_NUMBERS[shard.priority],
                         producer=producer,
                         retry=False,
+                        ignore_result=True,  # else Celery looks for a result backend
                     )
                     sent += 1
         finally:
