@@ -184,6 +184,9 @@ def record_micro_batch(
                 decode_seconds=shards.c.decode_seconds + batch.decode_seconds,
                 generating_since=func.coalesce(shards.c.generating_since, database_now(-seconds)),
                 generated_until=database_now(),
+                # Deaths are counted from the last result on: a prompt that is
+                # left over must not be blamed for those it had company in.
+                **({"crashes": 0} if new else {}),
                 **counter_increments(new),
             )
         )
