@@ -74,6 +74,25 @@ class Database:
             yield connection
 
     @contextmanager
+    def migrate(self) -> Iterator[Connection]:
+        """A transaction that may change tables.
+
+        On SQLite a migration rebuilds a table and drops the old one, which with
+        foreign keys on deletes every row that refers to it.
+        """
+        if not self.is_sqlite:
+            with self.write() as connection:
+                yield connection
+            return
+        engine = self._create_engine("BEGIN IMMEDIATE")
+        event.listen(engine, "connect", _without_foreign_keys)
+        try:
+            with self._guarded(engine) as connection:
+                yield connection
+        finally:
+            engine.dispose()
+
+    @contextmanager
     def _guarded(self, engine: Engine) -> Iterator[Connection]:
         try:
             with engine.begin() as connection:
@@ -105,6 +124,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _without_foreign_keys(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA foreign_keys=OFF")
 
 
 def _first_line(error: DBAPIError) -> str:
@@ -188,7 +211,7 @@ def upgrade(database: Database, revision: str = "head") -> None:
     _refuse_newer(schema_revision(database))
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
-    with database.write() as connection:
+    with database.migrate() as connection:
         if not database.is_sqlite:
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK_KEY}
