@@ -13,8 +13,10 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select, text, update
+from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy.exc import IntegrityError
 
 from jobs.database import (
     Database,
@@ -26,9 +28,10 @@ from jobs.database import (
     upgrade,
 )
 from jobs.errors import SchemaError
-from jobs.models import SCHEMA_REVISION, UtcDateTime, database_now, metadata, workers
+from jobs.models import SCHEMA_REVISION, UtcDateTime, database_now, metadata, prompts, workers
 from jobs.settings import Settings
 from jobs.store.workers import register_worker
+from tests.ledger import submit
 
 pytestmark = pytest.mark.integration
 
@@ -104,6 +107,23 @@ def test_an_upgrade_that_was_done_is_not_done_again(empty_database: Database) ->
     assert schema_revision(empty_database) == SCHEMA_REVISION
     with empty_database.read() as connection:
         assert connection.execute(select(workers.c.id)).scalars().all() == ["w"]
+
+
+def test_a_table_that_a_migration_rebuilds_keeps_what_refers_to_it(database: Database) -> None:
+    # given a job with its prompts
+    submit(database, 4)
+    # when a migration rebuilds its table, as SQLite must to alter a column
+    with database.migrate() as connection:
+        operations = Operations(MigrationContext.configure(connection))
+        with operations.batch_alter_table("jobs", recreate="auto") as batch:
+            batch.alter_column("source_name", nullable=True)
+    # then nothing was deleted with the old one
+    with database.read() as connection:
+        left = connection.execute(select(prompts.c.prompt_index)).scalars().all()
+    assert len(left) == 4
+    # and a row must still refer to one that is there
+    with database.write() as connection, pytest.raises(IntegrityError):
+        connection.execute(insert(prompts).values(job_id="nobody", prompt_index=0))
 
 
 def test_sqlite_makes_its_schema_on_first_use(settings: Settings) -> None:
