@@ -57,10 +57,8 @@ def test_each_shard_gets_one_message_with_its_id_only(
     job_id = submit(sqlite_database, 12, priority="high")
     assert dispatcher.publish_unpublished(sqlite_database, job_id) == 3
     sent = messages(real_redis, "tgp.tiny-bloom")
-    # The rest of the body is Celery's own frame, empty.
-    frame = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     assert [body(message) for message in sent] == [
-        [[shard_id], {}, frame] for shard_id in shard_ids(sqlite_database, job_id)
+        [[shard_id], {}, {}] for shard_id in shard_ids(sqlite_database, job_id)
     ]
     assert {message["content-type"] for message in sent} == {"application/json"}
     assert {message["headers"]["task"] for message in sent} == {TASK_NAME}
