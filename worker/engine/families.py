@@ -16,6 +16,10 @@ _NO_TOKENIZER_LIMIT = 1_000_000
 _BLOOM_TRAINED_TOKENS = 2048
 
 
+def _is_untied(config: object) -> bool:
+    return not getattr(config, "tie_word_embeddings", True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """How prompts of one family are laid out and how long they may be.
@@ -30,6 +34,8 @@ class Family:
         positions: The limit that the configuration states, in tokens, or None.
         trusts_tokenizer: Whether the tokenizer's limit counts where the
             configuration states none.
+        has_own_head: Whether a configuration says that the output head is
+            not the embedding.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Family:
     padding_side: Literal["left", "right"]
     positions: Callable[[object], int | None]
     trusts_tokenizer: bool = True
+    has_own_head: Callable[[object], bool] = _is_untied
 
     def context_tokens(
         self, config: object, *, tokenizer_limit: float, catalogue_limit: int | None
@@ -82,6 +89,11 @@ def _unlimited(_config: object) -> None:
     """T5's relative positions have no end; its n_positions is a training length."""
 
 
+def _t5_is_untied(config: object) -> bool:
+    """To transformers 5 every T5 is tied; it keeps what the file said elsewhere."""
+    return _is_untied(config) or not getattr(config, "scale_decoder_outputs", True)
+
+
 def _causal(name: str, positions: Callable[[object], int | None]) -> Family:
     return Family(name=name, is_encoder_decoder=False, padding_side="left", positions=positions)
 
@@ -100,6 +112,7 @@ _T5 = Family(
     positions=_unlimited,
     # Flan-T5's tokenizer says 512, the length it was fine-tuned at.
     trusts_tokenizer=False,
+    has_own_head=_t5_is_untied,
 )
 _FAMILIES = {
     "bloom": _causal("bloom", _bloom_positions),

@@ -1,0 +1,201 @@
+"""What an int8 model consists of, from its configuration alone: no weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from worker.engine.families import family_of
+from worker.engine.model_skeleton import dtype_chooser, int8_linears, int8_skeleton
+
+BlockKind = Literal["embedding", "encoder", "decoder", "rest", "head"]
+
+SHAPES = Path(__file__).parent / "shapes"
+# The order in which a forward pass meets them, but for the norms of the rest.
+_ORDER: tuple[BlockKind, ...] = ("embedding", "encoder", "decoder", "rest", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLayout:
+    """One tensor of an int8 model.
+
+    Attributes:
+        name: In the file that save_pretrained writes.
+        model_name: In the model's state dict, where it may differ.
+        dtype: int8 for a quantised weight [out, in], float32 for its scales
+            [out], uint8 for its format [].
+        quantised: Whether it is the weight of an int8 linear.
+        is_parameter: Whether it counts as a parameter: not scales and formats.
+    """
+
+    name: str
+    model_name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    quantised: bool
+    is_parameter: bool
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """One transformer block, or what stands around them; name is unique in its model."""
+
+    name: str
+    kind: BlockKind
+    tensors: tuple[TensorLayout, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayout:
+    """A model's blocks in execution order; a tied head is in the embedding."""
+
+    blocks: tuple[BlockLayout, ...]
+
+    @property
+    def tensors(self) -> tuple[TensorLayout, ...]:
+        return tuple(tensor for block in self.blocks for tensor in block.tensors)
+
+    @property
+    def int8_bytes(self) -> int:
+        """Of all tensors, with scales."""
+        return sum(block.bytes for block in self.blocks)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(prod(tensor.shape) for tensor in self.tensors if tensor.is_parameter)
+
+
+def config_of_shape(alias: str) -> Any:
+    """The configuration of one of the big models of the catalogue, without a hub.
+
+    Raises:
+        KeyError: There is none of that alias.
+    """
+    path = SHAPES / f"{alias}.json"
+    if not path.is_file():
+        raise KeyError(alias)
+    return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def layout_of(
+    config: Any, *, dtype: torch.dtype = torch.float16, linears_kept_in_float: bool = False
+) -> ModelLayout:
+    """Lay out a model by its configuration.
+
+    Args:
+        config: A transformers configuration; a head is taken as tied or not
+            as it says.
+        dtype: Of what is not int8.
+        linears_kept_in_float: See int8_skeleton.
+    """
+    model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=linears_kept_in_float)
+    tied = set(model.all_tied_weights_keys)
+    if family_of(config).has_own_head(config):
+        tied -= {f"{name}.weight" for name in _names_of(model, model.get_output_embeddings())}
+    return layout_of_skeleton(model, dtype=dtype, left_out=tied)
+
+
+def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str]) -> ModelLayout:
+    """Lay out a skeleton.
+
+    Args:
+        model: From int8_skeleton. Where it has `_weight_conversions`, those are
+            the renamings that loading its checkpoint used, and saving reverts.
+        dtype: Of what is not int8.
+        left_out: Names in the state dict that are no tensors of their own:
+            the aliases of tied weights.
+    """
+    state = {name: t for name, t in model.state_dict().items() if name not in set(left_out)}
+    file_names = names_in_file(model, state)
+    linears = {name for name, _ in int8_linears(model)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    choose_dtype = dtype_chooser(model, dtype)
+    block_of = _BlockFinder(model)
+    tensors: dict[tuple[BlockKind, str], list[TensorLayout]] = {}
+    for name, tensor in state.items():
+        is_scale = name not in parameters and name.rpartition(".")[0] in linears
+        is_plain = tensor.is_floating_point() and not is_scale
+        layout = TensorLayout(
+            name=file_names[name],
+            model_name=name,
+            dtype=choose_dtype(name, tensor.dtype) if is_plain else tensor.dtype,
+            shape=tuple(tensor.shape),
+            quantised=tensor.dtype == torch.int8,
+            is_parameter=name in parameters,
+        )
+        tensors.setdefault(block_of(name), []).append(layout)
+    return ModelLayout(
+        blocks=tuple(
+            BlockLayout(name=name, kind=kind, tensors=tuple(members))
+            for (kind, name), members in sorted(
+                tensors.items(), key=lambda item: _ORDER.index(item[0][0])
+            )
+        )
+    )
+
+
+def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What save_pretrained calls each tensor of a state dict."""
+    by_identity = {id(tensor): name for name, tensor in state.items()}
+    saved = revert_weight_conversion(model, dict(state))
+    return {by_identity[id(tensor)]: name for name, tensor in saved.items()}
+
+
+class _BlockFinder:
+    """Says which block a tensor of the state dict belongs to."""
+
+    def __init__(self, model: Any) -> None:
+        self._blocks: dict[str, tuple[BlockKind, str]] = {}
+        self._add_transformer_blocks(model)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Embedding) and self._within(name) is None:
+                self._blocks[name] = ("embedding", "embedding")
+        for name in _names_of(model, model.get_output_embeddings()):
+            self._blocks[name] = ("head", "head")
+
+    def __call__(self, tensor_name: str) -> tuple[BlockKind, str]:
+        return self._within(tensor_name) or ("rest", "rest")
+
+    def _within(self, name: str) -> tuple[BlockKind, str] | None:
+        while name:
+            name = name.rpartition(".")[0]
+            if name in self._blocks:
+                return self._blocks[name]
+        return None
+
+    def _add_transformer_blocks(self, model: Any) -> None:
+        # What transformers never splits between devices is a block.
+        block_classes = set(model._no_split_modules or ())
+        in_encoder = set()
+        if model.config.is_encoder_decoder:
+            in_encoder = {id(module) for module in model.get_encoder().modules()}
+        counts: dict[BlockKind, int] = {"encoder": 0, "decoder": 0}
+        for modules in model.modules():
+            if not isinstance(modules, torch.nn.ModuleList):
+                continue
+            for block in modules:
+                if type(block).__name__ in block_classes:
+                    kind: BlockKind = "encoder" if id(block) in in_encoder else "decoder"
+                    (name,) = _names_of(model, block)
+                    self._blocks[name] = (kind, f"{kind}-{counts[kind]:03d}")
+                    counts[kind] += 1
+
+
+def _names_of(model: Any, wanted: Any) -> list[str]:
+    return [name for name, module in model.named_modules() if module is wanted]

@@ -1,0 +1,94 @@
+"""A model without weights, with its linears made int8 by transformers' own rules.
+
+Everything here is on the meta device: names, shapes and dtypes, no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+from transformers.core_model_loading import build_glob_alternation
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from worker.engine.library_noise import quiet_libraries
+
+# The value of the LLM.int8() paper: activation columns beyond it stay in half precision.
+OUTLIER_THRESHOLD = 6.0
+
+
+def int8_settings() -> BitsAndBytesConfig:
+    """The quantisation_config of every int8 model here."""
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
+
+
+def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: bool) -> Any:
+    """Build a model on the meta device, its linears int8 with scales.
+
+    Args:
+        config: A transformers configuration.
+        dtype: Of what is not int8.
+        linears_kept_in_float: Leave as floats the linears that transformers
+            keeps in fp32 (`_keep_in_fp32_modules`, T5's `wo`), as it does; else
+            they are int8 like the others.
+    """
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    quantizer = AutoHfQuantizer.from_config(int8_settings(), pre_quantized=False)
+    with quiet_libraries(), _on_meta(dtype):
+        # Imported where it is kept quiet: it warns of kernels that nobody needs here.
+        from bitsandbytes.nn import Int8Params
+
+        model = auto_class.from_config(config, dtype=dtype)
+        if not linears_kept_in_float:
+            model._keep_in_fp32_modules = set()
+        quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})
+        for _, linear in int8_linears(model):
+            # As after quantising: bitsandbytes then names the scales itself.
+            rows = linear.weight.shape[0]
+            linear.weight = Int8Params(
+                torch.empty(linear.weight.shape, dtype=torch.int8),
+                requires_grad=False,
+                SCB=torch.empty(rows, dtype=torch.float32),
+            )
+    return model
+
+
+def int8_linears(model: Any) -> Iterator[tuple[str, Any]]:
+    """The int8 linears of a skeleton and their names."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear8bitLt):
+            yield name, module
+
+
+def dtype_chooser(model: Any, dtype: torch.dtype) -> Callable[[str, torch.dtype], torch.dtype]:
+    """The dtype in which transformers loads a float tensor, by its name and skeleton dtype.
+
+    As convert_and_load_state_dict_in_model in transformers/core_model_loading.py.
+    """
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return lambda _name, own: own
+    alternation, pattern_by_group, _ = build_glob_alternation(list(plan))
+
+    def choose(name: str, own: torch.dtype) -> torch.dtype:
+        match = alternation.search(name)
+        return own if match is None else plan[pattern_by_group[match.lastgroup]]
+
+    return choose
+
+
+@contextmanager
+def _on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have no memory, and floating ones this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
