@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -103,7 +103,7 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
             )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelLoadError(_does_not_fit(checkpoint, device)) from error
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ModelLoadError(
             f"a .bin file in {checkpoint.folder} is damaged or holds more than tensors, and "
             "code in a checkpoint is never run; use the model's safetensors files"

@@ -79,9 +79,9 @@ def test_a_folder_is_meant_from_where_its_file_is(settings: Settings) -> None:
 def test_a_tilde_in_a_folder_is_the_user_s_home(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/somewhere/me")
     write(settings, '[models.mine]\nfolder = "~/mine"\n')
-    assert load_catalogue(settings)["mine"].folder == Path("/home/me/mine")
+    assert load_catalogue(settings)["mine"].folder == Path("/somewhere/me/mine")
 
 
 def test_a_null_engine_needs_no_place(settings: Settings) -> None:
