@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -192,11 +191,6 @@ def process(
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(30)
-
-
-def peak_memory_bytes() -> int:
-    """Of the largest child so far."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
