@@ -17,6 +17,9 @@ from worker.engine.families import family_of
 from worker.engine.model_skeleton import dtype_chooser, int8_linears, int8_skeleton
 
 BlockKind = Literal["embedding", "encoder", "decoder", "rest", "head"]
+# An int8 linear's weight [out, in], its scales [out] in float32 and its format []
+# in uint8; "plain" is whatever is kept in float.
+TensorRole = Literal["int8", "scales", "format", "plain"]
 
 SHAPES = Path(__file__).parent / "shapes"
 # The order in which a forward pass meets them, but for the norms of the rest.
@@ -30,18 +33,20 @@ class TensorLayout:
     Attributes:
         name: In the file that save_pretrained writes.
         model_name: In the model's state dict, where it may differ.
-        dtype: int8 for a quantised weight [out, in], float32 for its scales
-            [out], uint8 for its format [].
-        quantised: Whether it is the weight of an int8 linear.
-        is_parameter: Whether it counts as a parameter: not scales and formats.
+        is_parameter: Whether it is a parameter: not scales, formats or buffers.
     """
 
     name: str
     model_name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    quantised: bool
+    role: TensorRole
     is_parameter: bool
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it is the weight of an int8 linear."""
+        return self.role == "int8"
 
     @property
     def bytes(self) -> int:
@@ -129,14 +134,14 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str
     block_of = _BlockFinder(model)
     tensors: dict[tuple[BlockKind, str], list[TensorLayout]] = {}
     for name, tensor in state.items():
-        is_scale = name not in parameters and name.rpartition(".")[0] in linears
-        is_plain = tensor.is_floating_point() and not is_scale
+        role = _role(tensor, name in parameters, name.rpartition(".")[0] in linears)
+        is_cast = role == "plain" and tensor.is_floating_point()
         layout = TensorLayout(
             name=file_names[name],
             model_name=name,
-            dtype=choose_dtype(name, tensor.dtype) if is_plain else tensor.dtype,
+            dtype=choose_dtype(name, tensor.dtype) if is_cast else tensor.dtype,
             shape=tuple(tensor.shape),
-            quantised=tensor.dtype == torch.int8,
+            role=role,
             is_parameter=name in parameters,
         )
         tensors.setdefault(block_of(name), []).append(layout)
@@ -148,6 +153,14 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str
             )
         )
     )
+
+
+def _role(tensor: torch.Tensor, is_parameter: bool, is_in_linear: bool) -> TensorRole:
+    if tensor.dtype == torch.int8:
+        return "int8"
+    if is_parameter or not is_in_linear:
+        return "plain"
+    return "scales" if tensor.is_floating_point() else "format"
 
 
 def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
