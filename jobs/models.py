@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -128,6 +129,9 @@ shards = Table(
     # How many owners died holding the shard since its last result.
     Column("crashes", Integer, nullable=False, default=0),
     Column("last_error", Text),  # of a crash that could be caught
+    # Whether the owner is loading the model: a death then is not the prompts' fault.
+    Column("loading", Boolean, nullable=False, default=False),
+    Column("load_crashes", Integer, nullable=False, default=0),
     Column("lease_owner", String(100)),
     Column("lease_process", Integer),
     Column("lease_expires_at", UtcDateTime),
@@ -141,10 +145,6 @@ shards = Table(
     Column("decode_seconds", Float, nullable=False, default=0.0),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
-    # When the first micro-batch began and the last one was written: the load
-    # of the model lies outside, so tokens/s is that of generating.
-    Column("generating_since", UtcDateTime),
-    Column("generated_until", UtcDateTime),
     Column("finished_at", UtcDateTime),
     Index(None, "job_id", "first_index"),
     Index(None, "status", "lease_expires_at"),

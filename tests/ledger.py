@@ -11,7 +11,7 @@ from sqlalchemy import Select, func, select, update
 from jobs.database import Database
 from jobs.models import completions, database_now, micro_batches, shards
 from jobs.spec import PromptRequest
-from jobs.store import leases
+from jobs.store import leases, recording
 from jobs.store.records import Claim, MicroBatchRecord, NewJob, PromptOutcome
 from jobs.store.submission import submit_job
 
@@ -125,7 +125,7 @@ def record(
 ) -> int:
     """Write a micro-batch of results; those in `failing` are errors."""
     outcomes = [outcome(index, error if index in failing else None) for index in indices]
-    return leases.record_micro_batch(database, claimed, batch(outcomes), LEASE_SECONDS)
+    return recording.record_micro_batch(database, claimed, batch(outcomes), LEASE_SECONDS)
 
 
 def work_through(database: Database, claimed: Claim, *, failing: Sequence[int] = ()) -> None:

@@ -10,7 +10,14 @@ from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError, UnknownModelError
 from jobs.settings import Settings
 from jobs.store import workers
-from worker.engine.engine import Engine, LoadedModel, LoadProgress, ModelSource
+from worker.engine.engine import (
+    Engine,
+    LoadedModel,
+    LoadInterruptedError,
+    LoadProgress,
+    ModelLoadError,
+    ModelSource,
+)
 from worker.log import Logger
 
 # A load reports hundreds of tensors; people and the database want a few lines.
@@ -41,6 +48,10 @@ class EngineHost:
     def serves(self, alias: str) -> bool:
         return alias in self._catalogue
 
+    def holds(self, alias: str) -> bool:
+        """Whether engine_for would return without loading."""
+        return self._engine is not None and self._alias == alias
+
     def engine_for(self, alias: str, should_stop: Callable[[], bool]) -> Engine:
         """The engine with this model loaded.
 
@@ -59,9 +70,15 @@ class EngineHost:
         started = time.monotonic()
         try:
             engine = self._load(model, should_stop)
-        except BaseException:
+        except BaseException as error:
             self._report(lambda: workers.worker_unloaded(self._database, self._worker_id))
-            raise
+            if not isinstance(error, Exception) or isinstance(
+                error, ModelLoadError | LoadInterruptedError
+            ):
+                raise
+            # Whatever a library raises here, no prompt is to blame for it.
+            self._log.exception("model_load_crashed", model=alias)
+            raise ModelLoadError(f"{type(error).__name__}: {error}") from error
         self._engine, self._alias = engine, alias
         self._loaded(engine.model, time.monotonic() - started)
         return engine

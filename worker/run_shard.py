@@ -18,7 +18,7 @@ from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError, LeaseLostError
 from jobs.settings import Settings
 from jobs.spec import ParameterError, resolve_parameters
-from jobs.store import leases, recovery
+from jobs.store import leases, recording, recovery
 from jobs.store.records import Claim, MicroBatchRecord, PendingPrompt, PromptOutcome
 from worker.engine.engine import (
     ChatMessage,
@@ -71,6 +71,14 @@ class ShardRunner:
             self.log.info("shard_not_claimed", shard=shard_id)
             return "not ours"
         log = self.log.bind(job=claim.job_id, shard=shard_id)
+        if claim.load_crashes >= self.settings.max_crashes:
+            reason = (
+                f"{claim.load_crashes} workers died while loading the model, most likely because "
+                "it does not fit their memory: see the kernel's log, or use a smaller model"
+            )
+            log.error("model_not_loaded", model=claim.model, reason=reason)
+            leases.fail_job(self.database, claim, code="model_load_failed", message=reason)
+            return "job failed"
         if recovery.isolate_poison(self.database, claim, self.settings.max_crashes):
             log.warning("shard_isolated", reason="it keeps killing its worker")
             return "isolated"
@@ -90,11 +98,11 @@ class ShardRunner:
             return keeper.lost or self.should_stop()
 
         try:
-            engine = self.engines.engine_for(claim.model, should_stop)
-            self._generate(claim, engine, should_stop, log)
+            engine = self._engine(claim, should_stop)
+            unanswered = self._generate(claim, engine, should_stop, log)
             if keeper.lost:
                 raise LeaseLostError()
-            if should_stop():
+            if unanswered:
                 return self._give_back(claim, log)
             self._persistently(lambda: leases.finish_shard(self.database, claim))
         except LoadInterruptedError:
@@ -116,9 +124,23 @@ class ShardRunner:
             return "crashed"
         return "finished"
 
+    def _engine(self, claim: Claim, should_stop: Callable[[], bool]) -> Engine:
+        """The engine with the claim's model, its load marked in the ledger.
+
+        What kills a worker while it loads is the model, not a prompt: the mark
+        keeps the two apart.
+        """
+        if self.engines.holds(claim.model):
+            return self.engines.engine_for(claim.model, should_stop)
+        leases.set_loading(self.database, claim, True)
+        engine = self.engines.engine_for(claim.model, should_stop)
+        leases.set_loading(self.database, claim, False)
+        return engine
+
     def _generate(
         self, claim: Claim, engine: Engine, should_stop: Callable[[], bool], log: Logger
-    ) -> None:
+    ) -> int:
+        """Generate and record what has no result; how many prompts were left over."""
         started = time.monotonic()
         pending = leases.pending_prompts(self.database, claim)
         log.info("shard_started", model=claim.model, attempt=claim.attempt, prompts=len(pending))
@@ -146,10 +168,11 @@ class ShardRunner:
             seconds=round(seconds, 3),
             tokens_per_second=round(tokens / seconds, 1) if seconds else None,
         )
+        return len(unanswered)
 
     def _record(self, claim: Claim, record: MicroBatchRecord) -> None:
         self._persistently(
-            lambda: leases.record_micro_batch(
+            lambda: recording.record_micro_batch(
                 self.database, claim, record, self.settings.lease_seconds
             )
         )

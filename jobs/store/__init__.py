@@ -2,7 +2,8 @@
 
 submission   a validated file becomes a job
 publishing   which shards want a message
-leases       claim, renew, record, finish, give back
+leases       claim, renew, finish, give back
+recording    results and timings, a micro-batch at a time
 recovery     expired leases, prompts that kill their worker
 control      cancel and retry
 reading      what the commands show

@@ -57,7 +57,14 @@ def retry_job(database: Database, job_id: str) -> int:
         connection.execute(
             update(shards)
             .where(shards.c.job_id == job_id, _has_pending_prompt())
-            .values(status="queued", crashes=0, published_at=None, finished_at=None, **NO_LEASE)
+            .values(
+                status="queued",
+                crashes=0,
+                load_crashes=0,
+                published_at=None,
+                finished_at=None,
+                **NO_LEASE,
+            )
         )
         connection.execute(
             update(jobs)

@@ -1,4 +1,4 @@
-"""A worker's verbs: claim a shard, renew its lease, record results, finish, give back.
+"""A worker's verbs over a shard: claim it, renew its lease, finish it, give it back.
 
 Every write is fenced: it names the lease's owner, process and attempt, and
 changes nothing when another has taken the shard over in the meantime.
@@ -13,9 +13,7 @@ from sqlalchemy import (
     Connection,
     and_,
     case,
-    delete,
     func,
-    insert,
     or_,
     select,
     update,
@@ -23,8 +21,8 @@ from sqlalchemy import (
 
 from jobs.database import Database
 from jobs.errors import LeaseLostError
-from jobs.models import completions, database_now, jobs, micro_batches, prompts, shards
-from jobs.store.records import Claim, MicroBatchRecord, PendingPrompt, PromptOutcome
+from jobs.models import completions, database_now, jobs, prompts, shards
+from jobs.store.records import Claim, PendingPrompt
 
 LIVE_JOB = ("queued", "running")
 
@@ -60,8 +58,7 @@ def claim_shard(
             .values(
                 status="running",
                 attempt=shards.c.attempt + 1,
-                # The old row's status is what an UPDATE's right-hand side sees.
-                crashes=shards.c.crashes + case((shards.c.status == "running", 1), else_=0),
+                **death_counts(shards.c.status == "running"),
                 lease_owner=worker_id,
                 lease_process=process,
                 lease_expires_at=database_now(lease_seconds),
@@ -88,6 +85,7 @@ def claim_shard(
         last_index=taken.last_index,
         attempt=taken.attempt,
         crashes=taken.crashes,
+        load_crashes=taken.load_crashes,
         worker_id=worker_id,
         process=process,
         job_parameters=job.parameters,
@@ -116,7 +114,9 @@ def renew_lease(database: Database, claim: Claim, lease_seconds: float) -> bool:
     """Push the lease's end out; False when the shard is no longer ours."""
     with database.write() as connection:
         renewed = connection.execute(
-            update(shards).where(_held(claim)).values(lease_expires_at=database_now(lease_seconds))
+            update(shards)
+            .where(held_by(claim))
+            .values(lease_expires_at=database_now(lease_seconds))
         )
         return renewed.rowcount == 1
 
@@ -154,45 +154,6 @@ def pending_prompts(database: Database, claim: Claim) -> list[PendingPrompt]:
     ]
 
 
-def record_micro_batch(
-    database: Database, claim: Claim, batch: MicroBatchRecord, lease_seconds: float
-) -> int:
-    """Write results and timings of rows that are finished; also renews the lease.
-
-    Returns:
-        How many results were new: a prompt that has one already keeps it.
-
-    Raises:
-        LeaseLostError: The shard belongs to somebody else; nothing was written.
-    """
-    with database.write() as connection:
-        lock_held_shard(connection, claim)
-        micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
-        new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
-        if batch.outcomes and not new:
-            # This very batch is in already: its first commit succeeded, but the
-            # connection broke before the worker heard of it.
-            connection.execute(delete(micro_batches).where(micro_batches.c.id == micro_batch_id))
-            return 0
-        seconds = batch.prefill_seconds + batch.decode_seconds
-        connection.execute(
-            update(shards)
-            .where(shards.c.id == claim.shard_id)
-            .values(
-                lease_expires_at=database_now(lease_seconds),
-                prefill_seconds=shards.c.prefill_seconds + batch.prefill_seconds,
-                decode_seconds=shards.c.decode_seconds + batch.decode_seconds,
-                generating_since=func.coalesce(shards.c.generating_since, database_now(-seconds)),
-                generated_until=database_now(),
-                # Deaths are counted from the last result on: a prompt that is
-                # left over must not be blamed for those it had company in.
-                **({"crashes": 0} if new else {}),
-                **counter_increments(new),
-            )
-        )
-    return len(new)
-
-
 def finish_shard(database: Database, claim: Claim) -> None:
     """All prompts of the shard have results: end it, and the job with its last shard.
 
@@ -203,7 +164,7 @@ def finish_shard(database: Database, claim: Claim) -> None:
         lock_job(connection, claim.job_id)
         ended = connection.execute(
             update(shards)
-            .where(_held(claim))
+            .where(held_by(claim))
             .values(status="completed", finished_at=database_now(), **NO_LEASE)
         )
         if ended.rowcount != 1:
@@ -223,7 +184,7 @@ def release_shard(database: Database, claim: Claim, *, error: str | None = None)
     if error is not None:
         values |= {"crashes": shards.c.crashes + 1, "last_error": error}
     with database.write() as connection:
-        released = connection.execute(update(shards).where(_held(claim)).values(**values))
+        released = connection.execute(update(shards).where(held_by(claim)).values(**values))
         return released.rowcount == 1
 
 
@@ -253,6 +214,28 @@ def fail_job(database: Database, claim: Claim, *, code: str, message: str) -> No
         )
 
 
+def set_loading(database: Database, claim: Claim, loading: bool) -> None:
+    """Say that the owner loads the model for this shard, or that it has done so.
+
+    Raises:
+        LeaseLostError: The shard belongs to somebody else.
+    """
+    values = {"loading": True} if loading else {"loading": False, "load_crashes": 0}
+    with database.write() as connection:
+        if connection.execute(update(shards).where(held_by(claim)).values(**values)).rowcount != 1:
+            raise LeaseLostError()
+
+
+def death_counts(died: ColumnElement[bool]) -> dict[str, Any]:
+    """How the counts of a shard grow if its last owner died, by what it was doing."""
+    # An UPDATE's right-hand side sees the row as it was.
+    return {
+        "crashes": shards.c.crashes + case((and_(died, ~shards.c.loading), 1), else_=0),
+        "load_crashes": shards.c.load_crashes + case((and_(died, shards.c.loading), 1), else_=0),
+        "loading": False,
+    }
+
+
 NO_LEASE: dict[str, None] = {
     "lease_owner": None,
     "lease_process": None,
@@ -277,7 +260,7 @@ def lock_held_shard(connection: Connection, claim: Claim) -> None:
     Raises:
         LeaseLostError: It is not ours any more.
     """
-    held = select(shards.c.id).where(_held(claim)).with_for_update(key_share=True)
+    held = select(shards.c.id).where(held_by(claim)).with_for_update(key_share=True)
     if connection.execute(held).one_or_none() is None:
         raise LeaseLostError()
 
@@ -294,94 +277,8 @@ def complete_job_if_done(connection: Connection, job_id: str) -> None:
     )
 
 
-def insert_outcomes(
-    connection: Connection,
-    claim: Claim,
-    outcomes: tuple[PromptOutcome, ...],
-    micro_batch_id: int | None,
-) -> list[PromptOutcome]:
-    """Insert results, skipping prompts that have one; returns those inserted.
-
-    The caller holds the shard's row locked, so nobody else writes results of
-    its prompts meanwhile.
-    """
-    indexes = [outcome.index for outcome in outcomes]
-    there = set(
-        connection.execute(
-            select(completions.c.prompt_index).where(
-                completions.c.job_id == claim.job_id,
-                completions.c.prompt_index.in_(indexes),
-            )
-        ).scalars()
-    )
-    new = [outcome for outcome in outcomes if outcome.index not in there]
-    if not new:
-        return []
-    rows = [
-        {
-            "job_id": claim.job_id,
-            "prompt_index": outcome.index,
-            "shard_id": claim.shard_id,
-            "micro_batch_id": micro_batch_id,
-            "text": outcome.text,
-            "finish_reason": outcome.finish_reason,
-            "error_code": outcome.error_code,
-            "error_message": outcome.error_message,
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": outcome.completion_tokens,
-            "queued_seconds": outcome.queued_seconds,
-            "prefill_seconds": outcome.prefill_seconds,
-            "decode_seconds": outcome.decode_seconds,
-            "attempt": claim.attempt,
-            "worker_id": claim.worker_id,
-        }
-        for outcome in new
-    ]
-    # Plain rows, sent in one go: with RETURNING, SQLAlchemy writes a statement of
-    # 16 parameters a row, which psycopg takes longer to parse than Postgres to run.
-    connection.execute(
-        insert(completions).values(created_at=database_now()),
-        rows,
-    )
-    return new
-
-
-def counter_increments(new: list[PromptOutcome]) -> dict[str, Any]:
-    """What results that were just inserted add to their shard; tokens of failures do not count."""
-    completed = [outcome for outcome in new if outcome.error_code is None]
-    return {
-        "completed_prompts": shards.c.completed_prompts + len(completed),
-        "failed_prompts": shards.c.failed_prompts + len(new) - len(completed),
-        "prompt_tokens": shards.c.prompt_tokens + sum(each.prompt_tokens for each in completed),
-        "completion_tokens": shards.c.completion_tokens
-        + sum(each.completion_tokens for each in completed),
-    }
-
-
-def _insert_micro_batch(connection: Connection, claim: Claim, batch: MicroBatchRecord) -> int:
-    micro_batch_id: int = connection.execute(
-        insert(micro_batches)
-        .values(
-            job_id=claim.job_id,
-            shard_id=claim.shard_id,
-            worker_id=claim.worker_id,
-            attempt=claim.attempt,
-            device=batch.device,
-            compute_mode=batch.compute_mode,
-            rows=batch.rows,
-            prompt_tokens=batch.prompt_tokens,
-            completion_tokens=batch.completion_tokens,
-            prefill_seconds=batch.prefill_seconds,
-            decode_seconds=batch.decode_seconds,
-            out_of_memory_retries=batch.out_of_memory_retries,
-            created_at=database_now(),
-        )
-        .returning(micro_batches.c.id)
-    ).scalar_one()
-    return micro_batch_id
-
-
-def _held(claim: Claim) -> ColumnElement[bool]:
+def held_by(claim: Claim) -> ColumnElement[bool]:
+    """The fence: this very claim of the shard, and no later one."""
     return and_(
         shards.c.id == claim.shard_id,
         shards.c.status == "running",

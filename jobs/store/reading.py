@@ -87,8 +87,7 @@ def _reports(job_id: str | None = None) -> Select[Any]:
                     shards.c.decode_seconds,
                 )
             ],
-            func.min(shards.c.generating_since).label("generating_since"),
-            func.max(shards.c.generated_until).label("generated_until"),
+            func.count(shards.c.id).filter(shards.c.status == "running").label("shards_running"),
         )
         .where(true() if job_id is None else shards.c.job_id == job_id)
         .group_by(shards.c.job_id)
@@ -100,16 +99,16 @@ def _reports(job_id: str | None = None) -> Select[Any]:
 
 def _report(row: Any) -> JobReport:
     values = row._mapping
-    generating_seconds = None
-    if row.generating_since is not None:
-        generating_seconds = (row.generated_until - row.generating_since).total_seconds()
+    generating_seconds = (row.prefill_seconds or 0.0) + (row.decode_seconds or 0.0)
     completed, failed = row.completed_prompts or 0, row.failed_prompts or 0
     tokens_per_second = eta_seconds = None
-    if generating_seconds and generating_seconds > 0:
+    if generating_seconds > 0:
         tokens_per_second = row.completion_tokens / generating_seconds
         done = completed + failed
         if row.status == "running" and done:
-            eta_seconds = (row.total_prompts - done) * generating_seconds / done
+            # Every running shard has a worker of its own.
+            workers_busy = max(row.shards_running, 1)
+            eta_seconds = (row.total_prompts - done) * generating_seconds / done / workers_busy
     return JobReport(
         id=values[jobs.c.id],
         name=row.name,

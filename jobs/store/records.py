@@ -48,6 +48,7 @@ class Claim:
     Attributes:
         attempt: The fence; every write carries it.
         crashes: How many owners died holding the shard since its last result.
+        load_crashes: How many died while loading its model.
         queued_seconds: From submit to this claim, by the database's clock.
     """
 
@@ -58,6 +59,7 @@ class Claim:
     last_index: int
     attempt: int
     crashes: int
+    load_crashes: int
     worker_id: str
     process: int
     job_parameters: dict[str, Any]
@@ -122,8 +124,10 @@ class ModelState:
 class JobReport:
     """Everything `status` and `list` show of a job.
 
-    tokens_per_second counts completion tokens over the time in which the job
-    was generating, model loading excluded; None before the first micro-batch.
+    tokens_per_second is a worker's speed: completion tokens over the prefill
+    and decode seconds they took. Loading a model and waiting are not in it, so
+    an overnight pause changes nothing; None before the first micro-batch.
+    eta_seconds goes by it and by the number of workers at it now.
     """
 
     id: str

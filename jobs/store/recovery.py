@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, true, update
 
 from jobs.database import Database
 from jobs.models import database_now, shards
 from jobs.store.leases import (
     NO_LEASE,
     complete_job_if_done,
-    counter_increments,
-    insert_outcomes,
+    death_counts,
     lock_job,
     pending_prompts,
 )
+from jobs.store.recording import counter_increments, insert_outcomes
 from jobs.store.records import Claim, PendingPrompt, PromptOutcome
 
 
@@ -31,7 +31,7 @@ def requeue_expired(database: Database) -> list[int]:
                 .where(shards.c.id.in_(candidates.scalar_subquery()))
                 .values(
                     status="queued",
-                    crashes=shards.c.crashes + 1,
+                    **death_counts(true()),
                     published_at=None,
                     **NO_LEASE,
                 )

@@ -53,6 +53,7 @@ def test_a_claim_says_what_the_worker_needs(database: Database) -> None:
         last_index=7,
         attempt=1,
         crashes=0,
+        load_crashes=0,
         worker_id="w",
         process=7,
         job_parameters={"temperature": 0.5},

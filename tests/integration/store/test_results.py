@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from jobs.database import Database
 from jobs.models import completions, micro_batches
-from jobs.store import leases, reading
+from jobs.store import leases, reading, recording
 from jobs.store.control import cancel_job
 from tests.ledger import (
     LEASE_SECONDS,
@@ -46,20 +46,6 @@ def test_results_are_written_with_their_batch_and_counted(database: Database) ->
     assert column(database, select(completions.c.micro_batch_id)) == batches * 3
 
 
-def test_the_time_of_generating_begins_with_the_first_batch(database: Database) -> None:
-    held = submit_and_claim(database)
-    record(database, held, [0])
-    first = shard(database, held.shard_id)
-    record(database, held, [1])
-    second = shard(database, held.shard_id)
-    # A batch takes 1.25 s, before which nothing was generated.
-    assert (first.generated_until - first.generating_since).total_seconds() == pytest.approx(
-        1.25, abs=0.05
-    )
-    assert second.generating_since == first.generating_since
-    assert second.generated_until >= first.generated_until
-
-
 def test_a_batch_written_twice_counts_once(database: Database) -> None:
     # given a batch whose commit the worker did not hear of
     held = submit_and_claim(database)
@@ -93,7 +79,7 @@ def test_a_prompt_that_has_a_result_keeps_it(database: Database) -> None:
 def test_refusals_without_generation_make_no_batch(database: Database) -> None:
     held = submit_and_claim(database)
     refused = batch([outcome(1, "bad_parameter")], rows=0, prefill_seconds=0, decode_seconds=0)
-    assert leases.record_micro_batch(database, held, refused, LEASE_SECONDS) == 1
+    assert recording.record_micro_batch(database, held, refused, LEASE_SECONDS) == 1
     assert count_micro_batches(database) == 0
     assert shard(database, held.shard_id).failed_prompts == 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.database import Database
-from jobs.store.leases import claim_shard, finish_shard, next_shard_of, record_micro_batch
+from jobs.store.leases import claim_shard, finish_shard, next_shard_of
+from jobs.store.recording import record_micro_batch
 from jobs.store.records import Claim, MicroBatchRecord, PromptOutcome
 
 LEASE_SECONDS = 60.0

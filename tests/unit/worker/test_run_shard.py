@@ -15,7 +15,7 @@ from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
 from jobs.settings import Settings
 from jobs.spec import PromptRequest
-from jobs.store import leases, reading
+from jobs.store import leases, reading, recording
 from jobs.store.control import cancel_job
 from jobs.store.submission import submit_job
 from jobs.store.workers import live_workers, register_worker
@@ -35,6 +35,7 @@ from tests.unit.worker.scripted_engine import ScriptedEngine, ScriptedLoader
 from worker import run_shard as run_shard_module
 from worker.engine.engine import (
     ChatMessage,
+    GenerationRequest,
     LoadInterruptedError,
     ModelLoadError,
     SamplingParameters,
@@ -382,12 +383,14 @@ def database_away(times: int, write: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@pytest.mark.parametrize("verb", ["record_micro_batch", "finish_shard"])
+@pytest.mark.parametrize(
+    ("module", "verb"), [(recording, "record_micro_batch"), (leases, "finish_shard")]
+)
 def test_finished_work_waits_for_a_database_that_is_away(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, verb: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, module: ModuleType, verb: str
 ) -> None:
     monkeypatch.setattr(run_shard_module, "DATABASE_RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(leases, verb, database_away(3, getattr(leases, verb)))
+    monkeypatch.setattr(module, verb, database_away(3, getattr(module, verb)))
     job_id = submit(bench.database)
     assert bench.run(job_id) == "finished"
     assert bench.engine.closed == 0
@@ -402,10 +405,66 @@ def test_a_worker_that_stops_does_not_wait_for_the_database(
         bench.stop()
         raise DatabaseUnavailableError
 
-    monkeypatch.setattr(leases, "record_micro_batch", away)
+    monkeypatch.setattr(recording, "record_micro_batch", away)
     job_id = submit(bench.database)
     with pytest.raises(DatabaseUnavailableError):
         bench.run(job_id)
     # then the shard is left to its lease, which somebody will find expired
     (shard_id,) = shard_ids(bench.database, job_id)
     assert shard(bench.database, shard_id).status == "running"
+
+
+def test_a_stop_after_the_last_row_still_finishes_the_shard(bench: Bench) -> None:
+    # given a worker that is told to stop while it generates the last prompt
+    def stop_at_the_end(request: GenerationRequest) -> str:
+        if request.key == 3:
+            bench.stop()
+        return "done"
+
+    bench.engine.answer = stop_at_the_end
+    job_id = submit(bench.database)
+    # then there is nothing left to put back
+    assert bench.run(job_id) == "finished"
+    assert reading.job_report(bench.database, job_id).status == "completed"
+
+
+class PowerCut(BaseException):
+    """Ends the process without any handling, as SIGKILL does."""
+
+
+def die_loading(bench: Bench, shard_id: int) -> None:
+    bench.loader.raises = PowerCut()
+    with pytest.raises(PowerCut):
+        bench.runner().run(shard_id)
+    expire_lease(bench.database, shard_id)
+
+
+def test_deaths_while_loading_are_the_model_s_not_the_prompts(bench: Bench) -> None:
+    job_id = submit(bench.database)
+    (shard_id,) = shard_ids(bench.database, job_id)
+    for _ in range(3):
+        die_loading(bench, shard_id)
+    assert bench.run(job_id) == "job failed"
+    report = reading.job_report(bench.database, job_id)
+    assert (report.status, report.error_code) == ("failed", "model_load_failed")
+    assert "3 workers died while loading" in (report.error_message or "")
+    assert shard_ids(bench.database, job_id) == [shard_id]
+
+
+def test_a_load_that_succeeds_forgives_the_deaths_before(bench: Bench) -> None:
+    job_id = submit(bench.database)
+    (shard_id,) = shard_ids(bench.database, job_id)
+    for _ in range(2):
+        die_loading(bench, shard_id)
+    bench.loader.raises = None
+    assert bench.run(job_id) == "finished"
+    row = shard(bench.database, shard_id)
+    assert (row.crashes, row.load_crashes, row.loading) == (0, 0, False)
+
+
+def test_a_surprise_while_loading_fails_the_job_and_no_prompt(bench: Bench) -> None:
+    bench.loader.raises = RuntimeError("CUDA driver too old")
+    job_id = submit(bench.database)
+    assert bench.run(job_id) == "job failed"
+    report = reading.job_report(bench.database, job_id)
+    assert report.error_message == "RuntimeError: CUDA driver too old"

@@ -1,0 +1,135 @@
+"""Results go into the ledger: a micro-batch at a time, each prompt once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from jobs.database import Database
+from jobs.models import completions, database_now, micro_batches, shards
+from jobs.store.leases import lock_held_shard
+from jobs.store.records import Claim, MicroBatchRecord, PromptOutcome
+
+
+def record_micro_batch(
+    database: Database, claim: Claim, batch: MicroBatchRecord, lease_seconds: float
+) -> int:
+    """Write results and timings of rows that are finished; also renews the lease.
+
+    Returns:
+        How many results were new: a prompt that has one already keeps it.
+
+    Raises:
+        LeaseLostError: The shard belongs to somebody else; nothing was written.
+    """
+    with database.write() as connection:
+        lock_held_shard(connection, claim)
+        micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
+        new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
+        if batch.outcomes and not new:
+            # This very batch is in already: its first commit succeeded, but the
+            # connection broke before the worker heard of it.
+            connection.execute(delete(micro_batches).where(micro_batches.c.id == micro_batch_id))
+            return 0
+        connection.execute(
+            update(shards)
+            .where(shards.c.id == claim.shard_id)
+            .values(
+                lease_expires_at=database_now(lease_seconds),
+                prefill_seconds=shards.c.prefill_seconds + batch.prefill_seconds,
+                decode_seconds=shards.c.decode_seconds + batch.decode_seconds,
+                # Deaths are counted from the last result on: a prompt that is
+                # left over must not be blamed for those it had company in.
+                **({"crashes": 0} if new else {}),
+                **counter_increments(new),
+            )
+        )
+    return len(new)
+
+
+def insert_outcomes(
+    connection: Connection,
+    claim: Claim,
+    outcomes: tuple[PromptOutcome, ...],
+    micro_batch_id: int | None,
+) -> list[PromptOutcome]:
+    """Insert results, skipping prompts that have one; returns those inserted.
+
+    The caller holds the shard's row locked, so nobody else writes results of
+    its prompts meanwhile.
+    """
+    indexes = [outcome.index for outcome in outcomes]
+    there = set(
+        connection.execute(
+            select(completions.c.prompt_index).where(
+                completions.c.job_id == claim.job_id,
+                completions.c.prompt_index.in_(indexes),
+            )
+        ).scalars()
+    )
+    new = [outcome for outcome in outcomes if outcome.index not in there]
+    if not new:
+        return []
+    rows = [
+        {
+            "job_id": claim.job_id,
+            "prompt_index": outcome.index,
+            "shard_id": claim.shard_id,
+            "micro_batch_id": micro_batch_id,
+            "text": outcome.text,
+            "finish_reason": outcome.finish_reason,
+            "error_code": outcome.error_code,
+            "error_message": outcome.error_message,
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "queued_seconds": outcome.queued_seconds,
+            "prefill_seconds": outcome.prefill_seconds,
+            "decode_seconds": outcome.decode_seconds,
+            "attempt": claim.attempt,
+            "worker_id": claim.worker_id,
+        }
+        for outcome in new
+    ]
+    # Plain rows, sent in one go: with RETURNING, SQLAlchemy writes a statement of
+    # 16 parameters a row, which psycopg takes longer to parse than Postgres to run.
+    connection.execute(
+        insert(completions).values(created_at=database_now()),
+        rows,
+    )
+    return new
+
+
+def counter_increments(new: list[PromptOutcome]) -> dict[str, Any]:
+    """What results that were just inserted add to their shard; tokens of failures do not count."""
+    completed = [outcome for outcome in new if outcome.error_code is None]
+    return {
+        "completed_prompts": shards.c.completed_prompts + len(completed),
+        "failed_prompts": shards.c.failed_prompts + len(new) - len(completed),
+        "prompt_tokens": shards.c.prompt_tokens + sum(each.prompt_tokens for each in completed),
+        "completion_tokens": shards.c.completion_tokens
+        + sum(each.completion_tokens for each in completed),
+    }
+
+
+def _insert_micro_batch(connection: Connection, claim: Claim, batch: MicroBatchRecord) -> int:
+    micro_batch_id: int = connection.execute(
+        insert(micro_batches)
+        .values(
+            job_id=claim.job_id,
+            shard_id=claim.shard_id,
+            worker_id=claim.worker_id,
+            attempt=claim.attempt,
+            device=batch.device,
+            compute_mode=batch.compute_mode,
+            rows=batch.rows,
+            prompt_tokens=batch.prompt_tokens,
+            completion_tokens=batch.completion_tokens,
+            prefill_seconds=batch.prefill_seconds,
+            decode_seconds=batch.decode_seconds,
+            out_of_memory_retries=batch.out_of_memory_retries,
+            created_at=database_now(),
+        )
+        .returning(micro_batches.c.id)
+    ).scalar_one()
+    return micro_batch_id
