@@ -104,6 +104,9 @@ class Settings:
         None, _url("redis", "rediss", "redis+socket"), "Redis (an embedded one in home)"
     )
     catalogue: Path | None = _setting(None, _text_path, "TOML file with more models")
+    stores: Path | None = _setting(
+        None, _text_path, "where int8 copies of models are kept (stores in home)"
+    )
     shard_size: int = _setting(256, _between(1, 100_000, int), "prompts per shard")
     micro_batch_rows: int = _setting(16, _between(1, 4096, int), "most rows generated together")
     device: Device = _setting("auto", _one_of("auto", "cuda", "cpu"), "where the model runs")
@@ -151,6 +154,10 @@ class Settings:
     def catalogue_path(self) -> Path:
         return self.catalogue or self.home / "catalogue.toml"
 
+    @property
+    def stores_path(self) -> Path:
+        return self.stores or self.home / "stores"
+
 
 def default_home() -> Path:
     """The platform's user data directory for tgp-jobs."""
@@ -197,6 +204,9 @@ def load_settings(
         if name not in known or name == "home":
             names = ", ".join(sorted(set(known) - {"home"}))
             raise SettingsError(f"{path}: unknown setting {name!r}; known: {names}")
+        if known[name].metadata["parse"] is _text_path and isinstance(value, str):
+            # A path in a file is meant from that file's folder, wherever one stands.
+            value = path.parent / Path(value).expanduser() if value else value  # noqa: PLW2901
         take(name, value, f"{path}: {name}")
     for name in known:
         variable = ENVIRONMENT_PREFIX + name.upper()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
 from jobs.catalogue import find_model, load_catalogue
 from jobs.database import Database
+from jobs.errors import DatabaseUnavailableError
 from jobs.settings import Settings
 from jobs.store import leases, reading, recovery, workers
 from jobs.store.records import JobReport
@@ -23,6 +25,8 @@ from worker.worker_process import new_worker_id
 
 # While another worker holds the job's last shards.
 POLL_SECONDS = 0.5
+# A worker that has been silent for two minutes is taken for dead.
+SECONDS_BETWEEN_SIGNS = 30.0
 
 
 def run_job(
@@ -70,7 +74,7 @@ def run_job(
         log=log,
         should_stop=stop.is_set,
     )
-    with _interruptible(stop):
+    with _interruptible(stop), _seen_alive(database, worker_id):
         try:
             return _run(database, runner, stop, job_id, on_progress)
         finally:
@@ -99,6 +103,25 @@ def _run(
             recovery.requeue_expired(database)
         else:
             runner.run(shard_id)
+
+
+@contextmanager
+def _seen_alive(database: Database, worker_id: str) -> Iterator[None]:
+    """Tell the ledger now and then that this process lives, for `status` elsewhere."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(SECONDS_BETWEEN_SIGNS):
+            with suppress(DatabaseUnavailableError):
+                workers.worker_seen(database, worker_id)
+
+    thread = threading.Thread(target=tell, name="sign-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -238,3 +238,11 @@ def test_a_socket_s_path_is_short_however_long_home_is(tmp_path: Path, letter: s
 def test_home_is_made_for_its_owner_only(home: Path) -> None:
     make_home(Settings(home=home))
     assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_path_in_the_file_is_meant_from_the_file_s_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.toml").write_text('catalogue = "models/mine.toml"\n')
+    settings = load_settings({"home": home}, {})
+    assert settings.catalogue == home / "models" / "mine.toml"
