@@ -32,7 +32,9 @@ from jobs.store.records import JobReport
 @click.option("--resume", metavar="ID", help="Go on with a job that was interrupted.")
 @job_options
 @output_options
-@settings_options("shard_size", "device", "micro_batch_rows", "lease_seconds", "max_crashes")
+@settings_options(
+    "shard_size", "device", "stores", "micro_batch_rows", "lease_seconds", "max_crashes"
+)
 @json_option
 @click.pass_context
 def run(

@@ -28,6 +28,7 @@ from jobs.settings import Settings
 )
 @settings_options(
     "device",
+    "stores",
     "micro_batch_rows",
     "lease_seconds",
     "sweep_seconds",

@@ -128,6 +128,7 @@ class EngineHost:
             should_stop=should_stop,
             device=self._settings.device,
             micro_batch_rows=self._settings.micro_batch_rows,
+            stores=self._settings.stores_path,
         )
 
     def _loading(self, alias: str, progress: LoadProgress) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class CheckpointTensors:
 def _open_pickled(file: Path) -> Mapping[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ModelLoadError(
             f"{file} is damaged or holds more than tensors, and code in a checkpoint is never "
             "run; use the model's safetensors files"

@@ -115,7 +115,7 @@ class MicroBatch:
 class LoadProgress:
     """How far a load is; done and total are in the unit named (bytes, tensors)."""
 
-    stage: str  # "download" | "weights" | "ready"
+    stage: str  # "download" | "prepare" | "waiting" | "verify" | "weights" | "ready"
     done: int
     total: int
     unit: str

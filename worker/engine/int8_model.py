@@ -11,17 +11,16 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.engine import LoadInterruptedError, LoadProgress, ModelLoadError
 from worker.engine.library_noise import quiet_libraries
+from worker.engine.model_skeleton import int8_settings
 
 DeviceChoice = Literal["auto", "cuda", "cpu"]
 
-# The value of the LLM.int8() paper: activation columns beyond it stay in half precision.
-OUTLIER_THRESHOLD = 6.0
 _WEIGHTS_BAR = "Loading weights"
 
 
@@ -92,7 +91,7 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
                 str(checkpoint.folder),
                 config=checkpoint.config,
                 device_map={"": 0 if device.type == "cuda" else "cpu"},
-                dtype=_plain_dtype(device),
+                dtype=plain_dtype(device),
                 local_files_only=True,
                 trust_remote_code=False,
                 weights_only=True,
@@ -116,7 +115,7 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     return model
 
 
-def _plain_dtype(device: torch.device) -> torch.dtype:
+def plain_dtype(device: torch.device) -> torch.dtype:
     """What is not int8 is kept in: float16 on a GPU, float32 on a CPU.
 
     float16 and not bfloat16, which a T4 emulates. On a CPU both took 16 ms a
@@ -129,8 +128,7 @@ def _quantization(config: Any) -> dict[str, Any]:
     """Empty for an int8 store, whose own settings transformers reads."""
     if getattr(config, "quantization_config", None) is not None:
         return {}
-    settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
-    return {"quantization_config": settings}
+    return {"quantization_config": int8_settings()}
 
 
 def _refuse_incomplete(checkpoint: Checkpoint, model: Any, report: dict[str, Any]) -> None:

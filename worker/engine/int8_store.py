@@ -176,7 +176,7 @@ def damaged_files(
 def _report_waiting(making: Path, on_progress: Callable[[LoadProgress], None]) -> None:
     """Say how far the process is that makes the store we wait for."""
     manifest = read_manifest(making)
-    total = 0 if manifest is None else manifest.total_bytes
+    total = 1 if manifest is None else manifest.total_bytes
     done = 0 if manifest is None else sum(file.bytes for file in manifest.files.values())
     on_progress(LoadProgress(stage="waiting", done=min(done, total), total=total, unit="bytes"))
 

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from worker.engine.families import family_of
 from worker.engine.int8_model import DeviceChoice, Int8Model, choose_device, load_int8
 from worker.engine.micro_batches import longest_first, take_micro_batch
 from worker.engine.prompt_encoding import EncodedPrompt, PromptEncoder, RefusedPromptError
+from worker.engine.stored_checkpoint import stored_checkpoint
 
 DEFAULT_MICRO_BATCH_ROWS = 16
 
@@ -38,8 +40,12 @@ def load_engine(
     should_stop: Callable[[], bool],
     device: DeviceChoice = "auto",
     micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
+    stores: Path | None = None,
 ) -> TransformersEngine:
     """Load a model as int8 onto the GPU if there is one, else onto the CPU.
+
+    With a folder for stores, it is loaded from its int8 store there, which is
+    made first where there is none.
 
     Raises:
         ModelLoadError: It cannot be loaded.
@@ -48,6 +54,10 @@ def load_engine(
     started = time.perf_counter()
     chosen = choose_device(device)
     checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
+    if stores is not None:
+        checkpoint = stored_checkpoint(
+            source, checkpoint, stores, chosen, on_progress=on_progress, should_stop=should_stop
+        )
     loaded = load_int8(checkpoint, chosen, on_progress=on_progress, should_stop=should_stop)
     context_tokens = family_of(checkpoint.config).context_tokens(
         checkpoint.config,

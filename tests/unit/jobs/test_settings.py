@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "database_url": (None, "sqlite:////f.db", "sqlite:////e.db", "postgresql://u:p@h/db"),
     "redis_url": (None, "redis://file/0", "rediss://environment/0", "redis+socket:///r.sock"),
     "catalogue": (None, Path("/file.toml"), Path("/environment.toml"), Path("/flag.toml")),
+    "stores": (None, Path("/file"), Path("/environment"), Path("/flag")),
     "shard_size": (256, 1, 2, 3),
     "micro_batch_rows": (16, 1, 2, 3),
     "device": ("auto", "cuda", "cpu", "auto"),

@@ -1,0 +1,96 @@
+"""How far a model is on its way: a bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cli.output import console, note
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from worker.engine.engine import LoadProgress
+
+# In a log file a line every half second would be noise.
+LINE_SECONDS = 10.0
+DOING = {
+    "download": "downloading",
+    "prepare": "making the int8 copy",
+    "waiting": "waiting for another process that makes the int8 copy",
+    "verify": "comparing checksums",
+}
+
+
+class LoadProgressDisplay:
+    """Shows LoadProgress on stderr; a context manager, since a bar must be taken down."""
+
+    def __init__(self) -> None:
+        self._bar: tuple[Progress, TaskID] | None = None
+        self._stage = ""
+        self._last_line_at = float("-inf")
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._bar = _started_bar()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+
+    def show(self, state: LoadProgress) -> None:
+        """Bring the display up to date."""
+        doing = DOING.get(state.stage, state.stage)
+        if self._bar is not None:
+            progress, task = self._bar
+            if state.stage != self._stage:
+                # A new stage is new work: its speed starts afresh.
+                progress.reset(task, total=state.total, doing=doing)
+            progress.update(task, total=state.total, completed=state.done)
+        else:
+            now = time.monotonic()
+            if state.stage != self._stage or now - self._last_line_at >= LINE_SECONDS:
+                note(f"{doing}: {size_text(state.done)} of {size_text(state.total)}")
+                self._last_line_at = now
+        self._stage = state.stage
+
+
+def size_text(count: int) -> str:
+    """Bytes as a person says them, such as "7.5 GiB"."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _started_bar() -> tuple[Progress, TaskID]:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    progress = Progress(
+        TextColumn("{task.fields[doing]}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+    )
+    task = progress.add_task("", total=None, doing="looking at the checkpoint")
+    progress.start()
+    return progress, task

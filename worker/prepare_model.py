@@ -1,0 +1,71 @@
+"""Making a catalogue model's int8 store outside a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.catalogue import CatalogueModel
+from jobs.settings import Settings
+from worker.engine.engine import LoadProgress, ModelSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedModel:
+    """A complete store.
+
+    Attributes:
+        folder: Where it is.
+        bytes: On disk.
+        was_there: Whether nothing had to be done.
+        damaged: Names of files that are not as they were written; None if
+            nobody looked.
+    """
+
+    folder: Path
+    bytes: int
+    was_there: bool
+    damaged: tuple[str, ...] | None
+
+
+def prepare_model(
+    settings: Settings,
+    model: CatalogueModel,
+    *,
+    verify: bool,
+    on_progress: Callable[[LoadProgress], None],
+) -> PreparedModel:
+    """Make the store that a worker with these settings would load, or find it.
+
+    Raises:
+        ModelLoadError: It cannot be made; what is finished is kept.
+    """
+    from worker.engine.int8_store import damaged_files
+    from worker.engine.stored_checkpoint import prepare_for
+
+    source = ModelSource(
+        alias=model.alias,
+        hub_id=model.hub_id,
+        folder=model.folder,
+        revision=model.revision,
+        context_tokens=model.context_tokens,
+    )
+    store = prepare_for(
+        settings.device,
+        source,
+        settings.stores_path,
+        on_progress=on_progress,
+        should_stop=_never,
+    )
+    damaged = None
+    if verify:
+        damaged = tuple(damaged_files(store, on_progress=on_progress, should_stop=_never))
+    return PreparedModel(
+        folder=store.folder, bytes=store.bytes, was_there=store.was_there, damaged=damaged
+    )
+
+
+def _never() -> bool:
+    """Ctrl-C may come anywhere: a store is only trusted when it is complete."""
+    return False
