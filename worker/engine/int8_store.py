@@ -154,12 +154,12 @@ def damaged_files(
     Raises:
         LoadInterruptedError: should_stop() turned true on the way.
     """
-    done, faults = 0, []
+    done, total, faults = 0, store.bytes, []
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        on_progress(LoadProgress(stage="verify", done=done, total=store.bytes, unit="bytes"))
+        on_progress(LoadProgress(stage="verify", done=done, total=total, unit="bytes"))
         if should_stop():
             raise LoadInterruptedError
 

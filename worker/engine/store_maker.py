@@ -44,6 +44,8 @@ class StoreMaker:
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._manifest = StoreManifest(origin=origin, total_bytes=plan.bytes)
+        # Summed once: it is said with every few rows.
+        self._bytes_total = plan.bytes
         self._bytes_done = 0
 
     def make(self, checkpoint: Checkpoint, stream: TensorStream) -> StoreManifest:
@@ -55,7 +57,7 @@ class StoreMaker:
             OSError: The disk is full or broken.
         """
         waiting = self._resume()
-        self._bytes_done = self._plan.bytes - sum(file.bytes for file in waiting)
+        self._bytes_done = self._bytes_total - sum(file.bytes for file in waiting)
         # Said before anything is written: the total is what it will take.
         self._advance(0)
         self._require_room(sum(file.bytes for file in waiting))
@@ -110,7 +112,7 @@ class StoreMaker:
         self._bytes_done += count
         self._on_progress(
             LoadProgress(
-                stage="prepare", done=self._bytes_done, total=self._plan.bytes, unit="bytes"
+                stage="prepare", done=self._bytes_done, total=self._bytes_total, unit="bytes"
             )
         )
 

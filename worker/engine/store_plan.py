@@ -173,7 +173,7 @@ def _files(plain: ModelLayout, engine: ModelLayout) -> tuple[StoreFile, ...]:
                 files.append(
                     StoreFile(
                         name=f"{plain_block.name}{suffix}.safetensors",
-                        tensors=_aligned(members),
+                        tensors=aligned(members),
                         read_by_transformers=is_plain,
                     )
                 )
@@ -184,7 +184,7 @@ def _in_both(one: BlockLayout, other: BlockLayout) -> set[TensorLayout]:
     return set(one.tensors) & set(other.tensors)
 
 
-def _aligned(tensors: Iterable[TensorLayout]) -> tuple[TensorLayout, ...]:
+def aligned(tensors: Iterable[TensorLayout]) -> tuple[TensorLayout, ...]:
     """Order tensors so that each starts at a multiple of its size's largest power of two.
 
     safetensors allows no gaps. If sizes come by falling powers of two that

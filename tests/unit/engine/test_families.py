@@ -64,3 +64,19 @@ def test_causal_models_pad_left_and_encoders_right() -> None:
         "t5": "right",
         "bart": "right",
     }
+
+
+@pytest.mark.parametrize(
+    ("stated", "has_own_head"),
+    [
+        (config("t5", tie_word_embeddings=True, scale_decoder_outputs=True), False),
+        # how transformers 5 remembers a file that said tie_word_embeddings: false
+        (config("t5", tie_word_embeddings=True, scale_decoder_outputs=False), True),
+        (config("gpt_neox", tie_word_embeddings=False), True),
+        (config("gpt2"), False),
+    ],
+)
+def test_a_head_is_the_embedding_unless_the_configuration_says_otherwise(
+    stated: object, has_own_head: bool
+) -> None:
+    assert family_of(stated).has_own_head(stated) is has_own_head
