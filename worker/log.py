@@ -48,8 +48,10 @@ def configure_logging(log_format: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # The pool of child processes logs past the root.
+    logging.getLogger("multiprocessing").handlers[:] = [handler]
     # Celery tells of each message it receives and acknowledges; ours say more.
-    for chatty in ("celery.app.trace", "celery.worker.strategy", "celery.redirected"):
+    for chatty in ("celery.app.trace", "celery.worker.strategy", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

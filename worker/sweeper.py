@@ -6,6 +6,7 @@ get one; messages that Redis lost are sent again.
 
 from __future__ import annotations
 
+import os
 import threading
 
 from jobs.database import Database
@@ -34,9 +35,19 @@ class Sweeper:
         self._worker_id = worker_id
         self._log = log
         self._ended = threading.Event()
+        self._sweeping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
+        # A child forked in mid-sweep would inherit an open SQLite connection. When
+        # the child's garbage collector closes it, SQLite takes itself for the last
+        # user and removes the write-ahead log under everybody else: "disk I/O
+        # error", and a ledger that two processes see differently.
+        os.register_at_fork(
+            before=self._sweeping.acquire,
+            after_in_parent=self._sweeping.release,
+            after_in_child=self._sweeping.release,
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -45,6 +56,10 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Once over everything; what fails is said and left to the next sweep."""
+        with self._sweeping:
+            self._sweep()
+
+    def _sweep(self) -> None:
         try:
             workers.worker_seen(self._database, self._worker_id)
             expired = recovery.requeue_expired(self._database)

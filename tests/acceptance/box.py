@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TGP_JOBS = Path(sys.executable).parent / "tgp-jobs"
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 60.0
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE_SECONDS) -> Any:
@@ -156,8 +156,11 @@ class Box:
             status = self.status(job_id)
             return status if status["status"] in ("completed", "failed", "cancelled") else None
 
-        logs = "\n".join(worker.log[-3000:] for worker in self.workers)
-        status: dict[str, Any] = wait_until(ended, f"the end of {job_id}; {logs}")
+        try:
+            status: dict[str, Any] = wait_until(ended, f"the end of {job_id}")
+        except AssertionError as error:
+            logs = "\n".join(worker.log[-5000:] for worker in self.workers)
+            raise AssertionError(f"{error}; it is {self.status(job_id)}\n{logs}") from None
         return status
 
     def close(self) -> None:

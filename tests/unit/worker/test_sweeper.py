@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -132,3 +133,38 @@ def test_sweeps_begin_at_once_go_on_and_end_when_told(
         time.sleep(0.01)
     sweeper.stop()
     assert "sweeper" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_no_child_is_forked_in_the_middle_of_a_sweep(
+    sweeper: Sweeper, dispatcher: RecordingDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that inherits an open SQLite connection breaks the ledger for all."""
+    # given a sweep that is under way, with its connections open
+    in_the_middle, may_end = threading.Event(), threading.Event()
+
+    def publish(*_: object) -> int:
+        in_the_middle.set()
+        assert may_end.wait(10)
+        return 0
+
+    monkeypatch.setattr(dispatcher, "publish_unpublished", publish)
+    sweeper.start()
+    assert in_the_middle.wait(10)
+    forked = threading.Event()
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        forked.set()
+        os.waitpid(pid, 0)
+
+    # when somebody forks, then the fork waits for the sweep's end
+    forking = threading.Thread(target=fork)
+    forking.start()
+    assert not forked.wait(0.3)
+    may_end.set()
+    assert forked.wait(10)
+    forking.join()
+    sweeper.stop()
