@@ -124,7 +124,8 @@ def test_a_batch_is_counted_and_timed(
     assert batch.completion_tokens == sum(result.completion_tokens for result in batch.results)
     assert batch.prompt_tokens == sum(result.prompt_tokens for result in batch.results)
     for result in batch.results:
-        assert result.finish_reason == ("length" if result.completion_tokens == 10 else "stop")
+        # The tenth token may be the one that ends the text.
+        assert result.completion_tokens == 10 or result.finish_reason == "stop"
     assert engine.model.compute_mode == "llm_int8"
     assert engine.model.weight_bytes < 4 * engine.model.parameter_count
 
