@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
+from tests.integration.engine_runs import RAGGED_PROMPTS, ignore, never, request, run
 from tests.stores import plain_tensors, prepare
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
+from worker.engine.engine import ModelSource
 from worker.engine.library_noise import quiet_libraries
+from worker.engine.transformers_engine import load_engine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,3 +42,18 @@ def test_every_tensor_is_the_one_that_transformers_saves(alias: str, tmp_path: P
     ours = plain_tensors(store.folder)
     assert set(ours) == set(theirs)
     assert [name for name, tensor in theirs.items() if not torch.equal(ours[name], tensor)] == []
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_the_same_completions_with_a_store_and_without(alias: str, tmp_path: Path) -> None:
+    source = ModelSource(alias=alias, folder=checkpoint_folder(alias, tmp_path))
+    requests = [request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]
+    texts = []
+    for stores in (None, tmp_path / "stores"):
+        engine = load_engine(
+            source, on_progress=ignore, should_stop=never, device="cuda", stores=stores
+        )
+        texts.append({key: result.text for key, result in run(engine, requests).items()})
+        engine.close()
+
+    assert texts[0] == texts[1]

@@ -16,7 +16,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BartConfig,
     BitsAndBytesConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
 )
 
 from tests.stores import (
@@ -31,7 +35,9 @@ from tests.tiny_checkpoints import (
     ENCODER_DECODERS,
     checkpoint_folder,
     save_random_checkpoint,
+    tiny_tokenizer,
 )
+from worker.engine.checkpoint_tensors import StoreUnsupportedError
 from worker.engine.library_noise import quiet_libraries
 
 PROMPTS = ("the queue holds shards", "a model that fits", "every prompt")
@@ -117,6 +123,58 @@ def test_random_weights_are_saved_alike_too(alias: str, tmp_path: Path) -> None:
 
     theirs = saved_by_transformers(alias, folder, tmp_path / "theirs")
     assert_same_bytes(plain_tensors(store.folder), theirs)
+
+
+NAMES = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+OTHERS = {
+    "llama": LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, **NAMES
+    ),
+    "opt": OPTConfig(
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=64,
+        **NAMES,
+    ),
+    "bart": BartConfig(
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        **NAMES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_are_saved_alike_too(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "random"
+    kind = AutoModelForSeq2SeqLM if name == "bart" else AutoModelForCausalLM
+    kind.from_config(OTHERS[name]).half().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+    store = prepare(folder, tmp_path / "stores")
+
+    with quiet_libraries():
+        kind.from_pretrained(
+            folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+        ).save_pretrained(tmp_path / "theirs")
+    theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+    assert_same_bytes(plain_tensors(store.folder), theirs)
+
+
+def test_a_model_whose_tensors_are_merged_gets_no_store(tmp_path: Path) -> None:
+    config = MixtralConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, **NAMES)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "random")
+    tiny_tokenizer().save_pretrained(tmp_path / "random")
+
+    with pytest.raises(StoreUnsupportedError, match="merges or splits"):
+        prepare(tmp_path / "random", tmp_path / "stores")
 
 
 @pytest.mark.parametrize("alias", ALIASES)

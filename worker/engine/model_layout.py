@@ -164,10 +164,14 @@ def _role(tensor: torch.Tensor, is_parameter: bool, is_in_linear: bool) -> Tenso
 
 
 def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """What save_pretrained calls each tensor of a state dict."""
+    """What save_pretrained calls each tensor of a state dict.
+
+    One that it merges or splits, such as a mixture's experts, keeps its name.
+    """
     by_identity = {id(tensor): name for name, tensor in state.items()}
     saved = revert_weight_conversion(model, dict(state))
-    return {by_identity[id(tensor)]: name for name, tensor in saved.items()}
+    renamed = {by_identity.get(id(tensor)): name for name, tensor in saved.items()}
+    return {name: renamed.get(name, name) for name in state}
 
 
 class _BlockFinder:
@@ -196,7 +200,7 @@ class _BlockFinder:
         # What transformers never splits between devices is a block.
         block_classes = set(model._no_split_modules or ())
         in_encoder = set()
-        if model.config.is_encoder_decoder:
+        if getattr(model.config, "is_encoder_decoder", False):
             in_encoder = {id(module) for module in model.get_encoder().modules()}
         counts: dict[BlockKind, int] = {"encoder": 0, "decoder": 0}
         for modules in model.modules():

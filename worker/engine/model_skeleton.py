@@ -35,7 +35,8 @@ def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: boo
             keeps in fp32 (`_keep_in_fp32_modules`, T5's `wo`), as it does; else
             they are int8 like the others.
     """
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     quantizer = AutoHfQuantizer.from_config(int8_settings(), pre_quantized=False)
     with quiet_libraries(), _on_meta(dtype):
         # Imported where it is kept quiet: it warns of kernels that nobody needs here.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
 from worker.engine.model_layout import BlockLayout, config_of_shape, layout_of
@@ -131,6 +131,28 @@ def test_what_transformers_keeps_in_float_costs_flan_ul2_twelve_gib() -> None:
     more = layout_of(config, linears_kept_in_float=True).int8_bytes - layout_of(config).int8_bytes
 
     assert round(more / GIB) == 12
+
+
+def test_a_model_of_no_known_family_is_laid_out_too() -> None:
+    config = LlamaConfig(vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+
+    blocks = layout_of(config).blocks
+
+    assert [block.name for block in blocks] == [
+        "embedding",
+        "decoder-000",
+        "decoder-001",
+        "rest",
+        "head",
+    ]
+
+
+def test_a_mixture_whose_experts_are_merged_is_laid_out_too() -> None:
+    config = MixtralConfig(
+        vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=2
+    )
+
+    assert layout_of(config).int8_bytes > 0
 
 
 def test_an_alias_without_a_shape_is_a_key_error() -> None:
