@@ -42,7 +42,9 @@ def measured(config: Any, scratch: Path) -> dict[str, Any]:
         # A table of 250 MiB, as BLOOM's is the largest of its tensors.
         BloomConfig(vocab_size=131_072, hidden_size=1024, n_layer=2),
         # Linears that have to be transposed.
-        GPT2Config(vocab_size=1024, n_embd=2048, n_layer=4, bos_token_id=0, eos_token_id=0),
+        GPT2Config(
+            vocab_size=1024, n_embd=2048, n_layer=4, n_head=8, bos_token_id=0, eos_token_id=0
+        ),
     ],
     ids=["a-large-table", "transposed-linears"],
 )
