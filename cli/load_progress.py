@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from cli.output import console, note
+from cli.stderr_bar import LINE_SECONDS, StderrBar
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from worker.engine.engine import LoadProgress
 
-# In a log file a line every half second would be noise.
-LINE_SECONDS = 10.0
 DOING = {
     "download": "downloading",
     "prepare": "making the int8 copy",
@@ -24,27 +21,32 @@ DOING = {
 }
 
 
-class LoadProgressDisplay:
-    """Shows LoadProgress on stderr; a context manager, since a bar must be taken down."""
+class LoadProgressDisplay(StderrBar):
+    """Shows LoadProgress on stderr."""
 
     def __init__(self) -> None:
-        self._bar: tuple[Progress, TaskID] | None = None
+        super().__init__()
         self._stage = ""
-        self._last_line_at = float("-inf")
 
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = _started_bar()
-        return self
+    def _make_bar(self) -> tuple[Progress, TaskID]:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar[0].stop()
+        progress = Progress(
+            TextColumn("{task.fields[doing]}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console(stderr=True),
+        )
+        return progress, progress.add_task("", total=None, doing="looking at the checkpoint")
 
     def show(self, state: LoadProgress) -> None:
         """Bring the display up to date."""
@@ -71,26 +73,3 @@ def size_text(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
-
-
-def _started_bar() -> tuple[Progress, TaskID]:
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    progress = Progress(
-        TextColumn("{task.fields[doing]}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-    )
-    task = progress.add_task("", total=None, doing="looking at the checkpoint")
-    progress.start()
-    return progress, task

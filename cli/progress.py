@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from cli.job_document import speed_text, state_text
 from cli.output import console, note
+from cli.stderr_bar import LINE_SECONDS, StderrBar
 from jobs.store.records import JobReport, ModelState
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-# In a log file a line every half second would be noise.
-LINE_SECONDS = 10.0
 
-
-class JobProgress:
-    """Shows a job's progress on stderr; a context manager, since a bar must be taken down."""
+class JobProgress(StderrBar):
+    """Shows a job's progress on stderr."""
 
     def __init__(self) -> None:
-        self._bar: tuple[Progress, TaskID] | None = None
+        super().__init__()
         self._last_line = ""
-        self._last_line_at = float("-inf")
 
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = _started_bar()
-        return self
+    def _make_bar(self) -> tuple[Progress, TaskID]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar[0].stop()
+        progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            # A worker's words, not ours: rich must not read markup in them.
+            TextColumn("{task.fields[doing]}", markup=False),
+            console=console(stderr=True),
+        )
+        return progress, progress.add_task("", total=None, doing="")
 
     def show(self, job: JobReport, state: ModelState | None = None) -> None:
         """Bring the display up to date."""
@@ -56,21 +49,6 @@ class JobProgress:
         if is_due and line != self._last_line:
             note(line)
             self._last_line, self._last_line_at = line, now
-
-
-def _started_bar() -> tuple[Progress, TaskID]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    progress = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        # A worker's words, not ours: rich must not read markup in them.
-        TextColumn("{task.fields[doing]}", markup=False),
-        console=console(stderr=True),
-    )
-    task = progress.add_task("", total=None, doing="")
-    progress.start()
-    return progress, task
 
 
 def _doing_text(job: JobReport, state: ModelState | None) -> str:

@@ -204,7 +204,11 @@ def _requests(
         try:
             requests.append(_request(claim, prompt))
         except ParameterError as error:
-            refused.append(_refusal(claim, prompt, error))
+            refused.append(
+                PromptOutcome.not_generated(
+                    prompt.index, claim.queued_seconds, code=error.code, message=error.message
+                )
+            )
     return requests, refused
 
 
@@ -234,21 +238,6 @@ def derived_seed(job_id: str, index: int) -> int:
 
 def _messages(messages: list[dict[str, str]]) -> tuple[ChatMessage, ...]:
     return tuple(ChatMessage(role=each["role"], content=each["content"]) for each in messages)
-
-
-def _refusal(claim: Claim, prompt: PendingPrompt, error: ParameterError) -> PromptOutcome:
-    return PromptOutcome(
-        index=prompt.index,
-        text=None,
-        finish_reason=None,
-        prompt_tokens=0,
-        completion_tokens=0,
-        queued_seconds=claim.queued_seconds,
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-        error_code=error.code,
-        error_message=error.message,
-    )
 
 
 def _outcome(result: GenerationResult, queued_seconds: float) -> PromptOutcome:

@@ -91,6 +91,24 @@ class PromptOutcome:
     error_code: str | None = None
     error_message: str | None = None
 
+    @classmethod
+    def not_generated(
+        cls, index: int, queued_seconds: float, *, code: str, message: str
+    ) -> PromptOutcome:
+        """The error of a prompt that the engine never worked on."""
+        return cls(
+            index=index,
+            text=None,
+            finish_reason=None,
+            prompt_tokens=0,
+            completion_tokens=0,
+            queued_seconds=queued_seconds,
+            prefill_seconds=0.0,
+            decode_seconds=0.0,
+            error_code=code,
+            error_message=message,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchRecord:

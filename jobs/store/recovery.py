@@ -82,17 +82,11 @@ def _fail_prompt(
     last_error: str | None,
 ) -> None:
     reason = f"; the last error was: {last_error}" if last_error else ""
-    outcome = PromptOutcome(
-        index=prompt.index,
-        text=None,
-        finish_reason=None,
-        prompt_tokens=0,
-        completion_tokens=0,
-        queued_seconds=claim.queued_seconds,
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-        error_code="worker_crashed",
-        error_message=f"the worker died {claim.crashes} times on this prompt alone{reason}",
+    outcome = PromptOutcome.not_generated(
+        prompt.index,
+        claim.queued_seconds,
+        code="worker_crashed",
+        message=f"the worker died {claim.crashes} times on this prompt alone{reason}",
     )
     new = insert_outcomes(connection, claim, (outcome,), None)
     connection.execute(
