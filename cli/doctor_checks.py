@@ -92,7 +92,7 @@ def _check_schema(database: Database, revision: str | None) -> Check:
         check_schema(database, upgrade_sqlite=False)
     except SchemaError as error:
         is_newer = revision is not None and revision > SCHEMA_REVISION
-        mend = "pip install --upgrade tgp-jobs" if is_newer else "tgp-jobs db upgrade"
+        mend = "git pull, then pip install . in the checkout" if is_newer else "tgp-jobs db upgrade"
         return Check(name="schema", status="fail", detail=error.message, mend=mend)
     return Check(name="schema", status="ok", detail=f"{revision}, the newest")
 

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from jobs.catalogue import CatalogueModel
 from jobs.errors import TgpError
 
-INSTALL_COMMAND = "pip install 'tgp-jobs[worker]'"
+# From a checkout: the name is on no package index that we could vouch for.
+INSTALL_COMMAND = "pip install -c constraints.txt '.[worker]' in the checkout"
 
 
 class MissingExtraError(TgpError):

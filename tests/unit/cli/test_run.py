@@ -116,5 +116,5 @@ def test_without_torch_nothing_is_stored(
     monkeypatch.setattr("cli.worker_extra.is_installed", lambda _: False)
     result = tgp("run", prompt_file, "--model", "tiny-bloom")
     assert result.exit_code == 1
-    assert "pip install 'tgp-jobs[worker]'" in result.stderr
+    assert "pip install -c constraints.txt '.[worker]'" in result.stderr
     assert job_count(sqlite_database) == 0

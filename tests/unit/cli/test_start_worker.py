@@ -56,7 +56,7 @@ def test_without_torch_it_says_what_to_install(
     monkeypatch.setattr("cli.worker_extra.is_installed", lambda _: False)
     result = tgp("worker")
     assert result.exit_code == 1
-    assert "pip install 'tgp-jobs[worker]'" in result.stderr
+    assert "pip install -c constraints.txt '.[worker]'" in result.stderr
     assert started == []
 
 
