@@ -1,0 +1,110 @@
+"""What a model asks of a machine: the input of the planner, free of tensors.
+
+Bytes and counts only, so a plan can be made for a model of which nothing but
+the configuration is at hand, and for made-up ones in tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# "both": read by encoder and decoder, as an encoder-decoder's shared embedding is.
+Phase = Literal["encode", "decode", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockDemand:
+    """One block of weights: what is placed and copied as a whole.
+
+    Attributes:
+        name: As the store names it.
+        phase: When it is used. A causal model has only "decode".
+        is_layer: One of the repeated layers, which work on every token; the
+            others (embedding, head) produce something once a row.
+        stored_bytes: On disk.
+        loaded_bytes: In RAM and on the device, where floats may be wider.
+        stays_resident: Never streamed, because either phase reads it or
+            because it is too small to be worth a copy of its own.
+        matrix_parameters: Weights that each token (or row) is multiplied with.
+        self_kv_bytes_per_token: Of the cache, for a token of the decoder.
+        cross_kv_bytes_per_token: Of the cache, for a token of the encoder's output.
+    """
+
+    name: str
+    phase: Phase = "decode"
+    is_layer: bool = True
+    stored_bytes: int
+    loaded_bytes: int
+    stays_resident: bool = False
+    matrix_parameters: int = 0
+    self_kv_bytes_per_token: int = 0
+    cross_kv_bytes_per_token: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDemands:
+    """A model as the planner sees it.
+
+    Attributes:
+        name: For messages.
+        blocks: In the order of their use.
+        hidden_size: Width of the residual stream.
+        widest_size: Width of the widest activation inside a layer.
+        heads: Attention heads.
+        vocabulary_size: Logits a row.
+        largest_matrix_parameters: Of the matrix that takes the most room when
+            it is made float for one multiplication.
+        float_bytes: Of one activation or cached value.
+        keeps_scores: Whether attention writes its scores to memory, as
+            transformers' eager attention does.
+    """
+
+    name: str
+    blocks: tuple[BlockDemand, ...]
+    hidden_size: int
+    widest_size: int
+    heads: int
+    vocabulary_size: int
+    largest_matrix_parameters: int
+    float_bytes: int = 2
+    keeps_scores: bool = False
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return any(block.phase == "encode" for block in self.blocks)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(block.stored_bytes for block in self.blocks)
+
+    @property
+    def self_kv_bytes_per_token(self) -> int:
+        return sum(block.self_kv_bytes_per_token for block in self.blocks)
+
+    @property
+    def cross_kv_bytes_per_token(self) -> int:
+        return sum(block.cross_kv_bytes_per_token for block in self.blocks)
+
+    def used_in(self, phase: Phase) -> tuple[BlockDemand, ...]:
+        """The blocks that one phase reads."""
+        return tuple(block for block in self.blocks if block.phase in (phase, "both"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is to be generated.
+
+    Attributes:
+        prompt_tokens: Of each row.
+        new_tokens: Of each row.
+        shard_rows: The rows that are at hand at once, so the largest micro-batch.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    shard_rows: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_tokens, self.new_tokens, self.shard_rows) < 1:
+            raise ValueError("prompt_tokens, new_tokens and shard_rows start at 1")
