@@ -29,11 +29,13 @@ def assert_complete(box: Box, job_id: str) -> None:
     ]
 
 
-def start_job(box: Box) -> tuple[str, Worker]:
+def start_job(
+    box: Box, *, micro_batch_seconds: float = 0.3, shard_size: int = 48
+) -> tuple[str, Worker]:
     """A job of which some prompts are done and some are not."""
-    box.catalogue(SLOW)
+    box.catalogue(f'[models.slow]\nengine = "null"\nmicro_batch_seconds = {micro_batch_seconds}\n')
     worker = box.worker("--model", "slow")
-    job_id = box.submit(box.prompts(PROMPTS), "slow", "--shard-size", "48")
+    job_id = box.submit(box.prompts(PROMPTS), "slow", "--shard-size", str(shard_size))
     worker.wait_for(" micro_batch ")
     return job_id, worker
 
@@ -62,7 +64,7 @@ def test_a_killed_worker_s_shard_goes_to_the_next_one(any_box: Box) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_told_to_stop_puts_the_rest_back(box: Box, number: int) -> None:
-    job_id, worker = start_job(box)
+    job_id, worker = start_job(box, shard_size=len(PROMPTS))
 
     assert worker.stop(number) == 0
     status = box.status(job_id)
@@ -160,7 +162,8 @@ def test_a_model_that_cannot_load_fails_its_job_and_no_other(box: Box) -> None:
 
 
 def test_cancel_stops_a_running_job_and_keeps_what_is_done(box: Box) -> None:
-    job_id, worker = start_job(box)
+    # One long shard, so that the cancel cannot fall between two.
+    job_id, worker = start_job(box, micro_batch_seconds=3.0, shard_size=len(PROMPTS))
 
     box.run("cancel", job_id)
     worker.wait_for("shard_lost")
