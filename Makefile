@@ -35,8 +35,9 @@ unit: $(STAMP) ## the fast tests only: no service, seconds
 	$(BIN)/python -m pytest tests/unit
 
 test: lint ## lint, then every test with its own real Redis and Postgres
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
-	@test -z "$$CI" || git diff --exit-code
+	$(BIN)/python -m pytest --cov --cov-report=term
+	@# Tests must leave no trace: on CI a changed or new file is a failure.
+	@test -z "$$CI" || test -z "$$(git status --porcelain)" || { git status --short; exit 1; }
 
 bench: $(STAMP) ## the queue benchmark: prompts/s beside one Celery task per prompt
 	$(BIN)/python -m benchmarks.queue

@@ -171,3 +171,21 @@ def test_the_readmes_file_tree_names_every_top_level_folder() -> None:
         if (match := re.match(r"[\s|├└─`+-]*(?P<name>[\w.-]+)/(?:\s|$)", line))
     }
     assert {folder for folder in folders if not folder.startswith(".")} - shown == set()
+
+
+PROMISED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def promised_tests() -> list[tuple[str, str]]:
+    return PROMISED_TEST.findall((ROOT / "docs" / "promises.md").read_text(encoding="utf-8"))
+
+
+def test_every_promise_names_a_test() -> None:
+    rows = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8").splitlines()
+    promises = [row for row in rows if row.startswith("| ") and not row.startswith("| promise")]
+    assert len(promises) == len(promised_tests()) > 0
+
+
+@pytest.mark.parametrize(("file", "name"), promised_tests())
+def test_a_promise_s_test_exists(file: str, name: str) -> None:
+    assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
