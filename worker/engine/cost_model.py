@@ -118,7 +118,7 @@ def decode_compute_seconds(
             + workload.prompt_tokens * block.cross_kv_bytes_per_token
         )
         # Of an embedding that is no head, only the rows' own lines are read.
-        weights = block.loaded_bytes if block.matrix_parameters else 0
+        weights = block.weight_bytes if block.matrix_parameters else 0
         multiplying = 2 * block.matrix_parameters * rows / throughputs.decode_flops_per_second
         reading = (weights + cache) / throughputs.memory_bytes_per_second
         seconds += count * (max(multiplying, reading) + block.is_layer * throughputs.layer_seconds)
@@ -150,7 +150,7 @@ def _counted(model: ModelDemands, phase: Phase) -> list[tuple[BlockDemand, int]]
     for block in model.used_in(phase):
         key = (
             block.is_layer,
-            block.loaded_bytes,
+            block.weight_bytes,
             block.matrix_parameters,
             block.self_kv_bytes_per_token,
             block.cross_kv_bytes_per_token,

@@ -11,8 +11,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSA
 from worker.engine.model_demands import BlockDemand, ModelDemands, Phase
 from worker.engine.model_layout import BlockLayout, ModelLayout, layout_of
 
-# What is not int8 on disk.
-STORED_DTYPE = torch.float16
+# What is not int8, in the store and in memory: float16 on a GPU, float32 on a CPU.
+DTYPES = {True: torch.float16, False: torch.float32}
 
 
 def demands_of_config(config: Any, name: str, *, on_gpu: bool) -> ModelDemands:
@@ -21,55 +21,44 @@ def demands_of_config(config: Any, name: str, *, on_gpu: bool) -> ModelDemands:
     Args:
         config: A transformers configuration.
         name: For messages.
-        on_gpu: Where it computes. A CPU keeps what is not int8 in float32.
+        on_gpu: Whether a GPU computes.
     """
-    stored = layout_of(config, dtype=STORED_DTYPE)
-    if on_gpu:
-        return _demands(config, name, stored, stored, STORED_DTYPE.itemsize)
-    loaded = layout_of(config, dtype=torch.float32)
-    return _demands(config, name, stored, loaded, torch.float32.itemsize)
-
-
-def _demands(
-    config: Any, name: str, stored: ModelLayout, loaded: ModelLayout, float_bytes: int
-) -> ModelDemands:
-    blocks = tuple(
-        _block(config, on_disk, in_memory, stored, float_bytes)
-        for on_disk, in_memory in zip(stored.blocks, loaded.blocks, strict=True)
-    )
-    int8 = [tensor.shape for tensor in stored.tensors if tensor.quantised]
+    dtype = DTYPES[on_gpu]
+    layout = layout_of(config, dtype=dtype)
+    int8 = [tensor.shape for tensor in layout.tensors if tensor.quantised]
     return ModelDemands(
         name=name,
-        blocks=blocks,
+        blocks=tuple(_block(config, each, layout, dtype.itemsize) for each in layout.blocks),
         hidden_size=config.hidden_size,
         widest_size=max(max(shape) for shape in int8),
         heads=config.num_attention_heads,
         vocabulary_size=config.vocab_size,
         largest_matrix_parameters=max(prod(shape) for shape in int8),
-        float_bytes=float_bytes,
+        float_bytes=dtype.itemsize,
+        more_store_bytes=_plain_copies_bytes(config, layout, dtype),
         keeps_scores=not _supports_sdpa(config),
     )
 
 
-def _block(
-    config: Any,
-    on_disk: BlockLayout,
-    in_memory: BlockLayout,
-    layout: ModelLayout,
-    float_bytes: int,
-) -> BlockDemand:
+def _plain_copies_bytes(config: Any, layout: ModelLayout, dtype: torch.dtype) -> int:
+    """Of the linears that the store holds a second time, as transformers keeps them."""
+    plain = layout_of(config, dtype=dtype, linears_kept_in_float=True)
+    int8_names = {tensor.name for tensor in layout.tensors if tensor.quantised}
+    return sum(t.bytes for t in plain.tensors if t.name in int8_names and not t.quantised)
+
+
+def _block(config: Any, block: BlockLayout, layout: ModelLayout, float_bytes: int) -> BlockDemand:
     causal = not config.is_encoder_decoder
-    shared = on_disk.kind == "rest" or (on_disk.kind == "embedding" and not causal)
-    phase: Phase = "encode" if on_disk.kind == "encoder" else "decode"
-    kv = _kv_bytes_per_token(config, float_bytes) if on_disk.kind == "decoder" else 0
+    shared = block.kind == "rest" or (block.kind == "embedding" and not causal)
+    phase: Phase = "encode" if block.kind == "encoder" else "decode"
+    kv = _kv_bytes_per_token(config, float_bytes) if block.kind == "decoder" else 0
     return BlockDemand(
-        name=on_disk.name,
+        name=block.name,
         phase="both" if shared and not causal else phase,
-        is_layer=on_disk.kind in ("encoder", "decoder"),
-        stored_bytes=on_disk.bytes,
-        loaded_bytes=in_memory.bytes,
+        is_layer=block.kind in ("encoder", "decoder"),
+        weight_bytes=block.bytes,
         stays_resident=shared,
-        matrix_parameters=_matrix_parameters(config, on_disk, layout),
+        matrix_parameters=_matrix_parameters(config, block, layout),
         self_kv_bytes_per_token=kv,
         cross_kv_bytes_per_token=0 if causal else kv,
     )

@@ -22,8 +22,7 @@ class BlockDemand:
         phase: When it is used. A causal model has only "decode".
         is_layer: One of the repeated layers, which work on every token; the
             others (embedding, head) produce something once a row.
-        stored_bytes: On disk.
-        loaded_bytes: In RAM and on the device, where floats may be wider.
+        weight_bytes: On disk, in RAM and on the device alike.
         stays_resident: Never streamed, because either phase reads it or
             because it is too small to be worth a copy of its own.
         matrix_parameters: Weights that each token (or row) is multiplied with.
@@ -34,8 +33,7 @@ class BlockDemand:
     name: str
     phase: Phase = "decode"
     is_layer: bool = True
-    stored_bytes: int
-    loaded_bytes: int
+    weight_bytes: int
     stays_resident: bool = False
     matrix_parameters: int = 0
     self_kv_bytes_per_token: int = 0
@@ -56,6 +54,7 @@ class ModelDemands:
         largest_matrix_parameters: Of the matrix that takes the most room when
             it is made float for one multiplication.
         float_bytes: Of one activation or cached value.
+        more_store_bytes: What the store holds besides the blocks.
         keeps_scores: Whether attention writes its scores to memory, as
             transformers' eager attention does.
     """
@@ -68,6 +67,7 @@ class ModelDemands:
     vocabulary_size: int
     largest_matrix_parameters: int
     float_bytes: int = 2
+    more_store_bytes: int = 0
     keeps_scores: bool = False
 
     @property
@@ -75,8 +75,9 @@ class ModelDemands:
         return any(block.phase == "encode" for block in self.blocks)
 
     @property
-    def stored_bytes(self) -> int:
-        return sum(block.stored_bytes for block in self.blocks)
+    def store_bytes(self) -> int:
+        """Of disk space that the int8 store takes."""
+        return self.more_store_bytes + sum(block.weight_bytes for block in self.blocks)
 
     @property
     def self_kv_bytes_per_token(self) -> int:

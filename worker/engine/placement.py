@@ -114,14 +114,14 @@ class _Choice:
             workspace_bytes=batch.workspace_bytes,
             ram_bytes=self.housing.ram_bytes,
             staging_bytes=self.housing.staging_bytes,
-            store_bytes=self.table.model.stored_bytes,
+            store_bytes=self.table.model.store_bytes,
         )
 
 
 def _best_choice(
     model: ModelDemands, tables: Sequence[BatchTable], budgets: Budgets
 ) -> _Choice | None:
-    if model.stored_bytes > budgets.disk_bytes:
+    if model.store_bytes > budgets.disk_bytes:
         return None
     best: _Choice | None = None
     on_cpu = budgets.gpu_bytes is None
@@ -148,8 +148,8 @@ def _ceiling(table: BatchTable, rows: int, residency: Residency) -> float:
 
 def _load_seconds(blocks: Sequence[PlacedBlock], throughputs: Throughputs) -> float:
     """Disk reads of what has another home, while resident blocks are copied on."""
-    read = sum(each.block.stored_bytes for each in blocks if each.home != "disk")
-    copied = sum(each.block.loaded_bytes for each in blocks if each.home == "resident")
+    read = sum(each.block.weight_bytes for each in blocks if each.home != "disk")
+    copied = sum(each.block.weight_bytes for each in blocks if each.home == "resident")
     return max(read / throughputs.disk_bytes_per_second, copied / throughputs.link_bytes_per_second)
 
 
@@ -172,6 +172,6 @@ def _shortage(
         short[budgets.device_memory] = device_bytes
     if ram_bytes > budgets.ram_tier_bytes:
         short["CPU memory"] = ram_bytes
-    if model.stored_bytes > budgets.disk_bytes:
-        short["disk space"] = model.stored_bytes
+    if model.store_bytes > budgets.disk_bytes:
+        short["disk space"] = model.store_bytes
     return short

@@ -52,19 +52,15 @@ class PhaseResidency:
 
     @cached_property
     def resident_bytes(self) -> int:
-        return sum(block.loaded_bytes for block in self.resident)
+        return sum(block.weight_bytes for block in self.resident)
 
     @cached_property
     def streamed_bytes(self) -> int:
-        return sum(block.loaded_bytes for block in self.streamed)
+        return sum(block.weight_bytes for block in self.streamed)
 
     @cached_property
     def largest_bytes(self) -> int:
-        return max((block.loaded_bytes for block in self.streamed), default=0)
-
-    @cached_property
-    def largest_stored_bytes(self) -> int:
-        return max((block.stored_bytes for block in self.streamed), default=0)
+        return max((block.weight_bytes for block in self.streamed), default=0)
 
     @cached_property
     def host_splits(self) -> tuple[HostSplit, ...]:
@@ -82,8 +78,8 @@ class PhaseResidency:
             on_disk = [block for i, block in enumerate(self.streamed) if i not in positions]
             yield HostSplit(
                 in_ram=frozenset(block.name for block in in_ram),
-                ram_bytes=sum(block.loaded_bytes for block in in_ram),
-                disk_bytes=sum(block.stored_bytes for block in on_disk),
+                ram_bytes=sum(block.weight_bytes for block in in_ram),
+                disk_bytes=sum(block.weight_bytes for block in on_disk),
             )
 
 
@@ -124,14 +120,17 @@ class Residency:
         return self.pinned_bytes + self.encode.resident_bytes + self.decode.resident_bytes
 
     @cached_property
+    def largest_bytes(self) -> int:
+        return max(self.encode.largest_bytes, self.decode.largest_bytes)
+
+    @cached_property
     def slot_bytes(self) -> int:
-        return SLOTS * max(self.encode.largest_bytes, self.decode.largest_bytes)
+        return SLOTS * self.largest_bytes
 
     @cached_property
     def staging_bytes(self) -> int:
         """What disk reads need of pinned RAM, if there are any."""
-        largest = max(self.encode.largest_stored_bytes, self.decode.largest_stored_bytes)
-        return STAGING_BUFFERS * largest
+        return STAGING_BUFFERS * self.largest_bytes
 
     @cached_property
     def streamed_bytes(self) -> int:
@@ -153,7 +152,7 @@ class Residency:
 
 def residencies(model: ModelDemands) -> Iterator[Residency]:
     """Every way to divide the model's blocks into resident and streamed ones."""
-    pinned_bytes = sum(block.loaded_bytes for block in model.blocks if block.stays_resident)
+    pinned_bytes = sum(block.weight_bytes for block in model.blocks if block.stays_resident)
     decode = phase_residencies(model, "decode")
     for encode in phase_residencies(model, "encode"):
         for each in decode:

@@ -20,8 +20,7 @@ def layer(name: str, size: int, *, phase: Phase = "decode", is_causal: bool = Tr
     return BlockDemand(
         name=name,
         phase=phase,
-        stored_bytes=size,
-        loaded_bytes=size,
+        weight_bytes=size,
         matrix_parameters=size,
         self_kv_bytes_per_token=kv,
         cross_kv_bytes_per_token=0 if is_causal else kv,
@@ -34,22 +33,18 @@ def causal_model(layer_sizes: list[int], embedding: int, head: int | None) -> Mo
         BlockDemand(
             name="embedding",
             is_layer=False,
-            stored_bytes=embedding,
-            loaded_bytes=embedding,
+            weight_bytes=embedding,
             matrix_parameters=0 if head else embedding // 2,
         ),
         *(layer(f"decoder-{i}", size) for i, size in enumerate(layer_sizes)),
-        BlockDemand(
-            name="rest", is_layer=False, stored_bytes=64, loaded_bytes=64, stays_resident=True
-        ),
+        BlockDemand(name="rest", is_layer=False, weight_bytes=64, stays_resident=True),
     ]
     if head:
         blocks.append(
             BlockDemand(
                 name="head",
                 is_layer=False,
-                stored_bytes=head,
-                loaded_bytes=head,
+                weight_bytes=head,
                 matrix_parameters=head // 2,
             )
         )
@@ -63,8 +58,7 @@ def encoder_decoder(encoder: list[int], decoder: list[int], shared: int) -> Mode
                 name="embedding",
                 phase="both",
                 is_layer=False,
-                stored_bytes=shared,
-                loaded_bytes=shared,
+                weight_bytes=shared,
                 stays_resident=True,
             ),
             *(layer(f"encoder-{i}", size, phase="encode") for i, size in enumerate(encoder)),

@@ -31,8 +31,7 @@ NEOX = ModelDemands(
     blocks=tuple(
         BlockDemand(
             name=f"decoder-{i}",
-            stored_bytes=LAYER_BYTES,
-            loaded_bytes=LAYER_BYTES,
+            weight_bytes=LAYER_BYTES,
             matrix_parameters=LAYER_BYTES,
             self_kv_bytes_per_token=2 * 2 * HIDDEN,
         )

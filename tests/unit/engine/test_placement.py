@@ -46,10 +46,10 @@ def test_every_block_is_placed_once(plan: Plan) -> None:
 @given(plans)
 def test_the_bytes_of_a_tier_are_those_of_its_blocks(plan: Plan) -> None:
     memory = plan.memory
-    assert memory.resident_bytes == sum(b.loaded_bytes for b in plan.blocks_at("resident"))
-    assert memory.ram_bytes == sum(b.loaded_bytes for b in plan.blocks_at("ram"))
+    assert memory.resident_bytes == sum(b.weight_bytes for b in plan.blocks_at("resident"))
+    assert memory.ram_bytes == sum(b.weight_bytes for b in plan.blocks_at("ram"))
     streamed = [*plan.blocks_at("ram"), *plan.blocks_at("disk")]
-    assert memory.slot_bytes == plan.slots * max((b.loaded_bytes for b in streamed), default=0)
+    assert memory.slot_bytes == plan.slots * max((b.weight_bytes for b in streamed), default=0)
 
 
 @planner
