@@ -123,15 +123,18 @@ def renew_lease(database: Database, claim: Claim, lease_seconds: float) -> bool:
 
 def pending_prompts(database: Database, claim: Claim) -> list[PendingPrompt]:
     """The shard's prompts that have no result yet, in input order."""
-    done = (
-        select(completions.c.prompt_index)
-        .where(
-            completions.c.job_id == prompts.c.job_id,
-            completions.c.prompt_index == prompts.c.prompt_index,
-        )
-        .exists()
-    )
     with database.read() as connection:
+        # Two ranges of two primary keys, and not one anti-join: Postgres, which
+        # knows nothing of a table that is being filled, reads all of the job's
+        # completions for it, for every shard.
+        done = set(
+            connection.execute(
+                select(completions.c.prompt_index).where(
+                    completions.c.job_id == claim.job_id,
+                    completions.c.prompt_index.between(claim.first_index, claim.last_index),
+                )
+            ).scalars()
+        )
         rows = connection.execute(
             select(
                 prompts.c.prompt_index, prompts.c.prompt, prompts.c.messages, prompts.c.parameters
@@ -139,7 +142,6 @@ def pending_prompts(database: Database, claim: Claim) -> list[PendingPrompt]:
             .where(
                 prompts.c.job_id == claim.job_id,
                 prompts.c.prompt_index.between(claim.first_index, claim.last_index),
-                ~done,
             )
             .order_by(prompts.c.prompt_index)
         ).all()
@@ -151,6 +153,7 @@ def pending_prompts(database: Database, claim: Claim) -> list[PendingPrompt]:
             parameters=row.parameters,
         )
         for row in rows
+        if row.prompt_index not in done
     ]
 
 
