@@ -18,6 +18,7 @@ COMMANDS = {
     "cancel": LazyCommand("cli.cancel:cancel", "End a job early; what is finished stays."),
     "retry": LazyCommand("cli.retry:retry", "Run a job's failed prompts again."),
     "models": LazyCommand("cli.models:models", "List the models and the workers that serve them."),
+    "plan": LazyCommand("cli.plan:plan", "Show what of a model would be where, and how fast."),
     "prepare": LazyCommand("cli.prepare:prepare", "Make a model's int8 copy on disk, once."),
     "worker": LazyCommand("cli.start_worker:worker", "Run jobs from the queue until stopped."),
     "run": LazyCommand("cli.run:run", "Run a file of prompts in this process, without Redis."),
