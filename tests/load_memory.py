@@ -1,0 +1,37 @@
+"""Loads a store by a placement and reports the anonymous memory that took, as JSON.
+
+Run as a program of its own: `python -m tests.load_memory CHECKPOINT STORES HOMES`,
+with HOMES as JSON, a home for every block.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.peak_memory import PeakMemory, anonymous_bytes
+from tests.stores import CPU, ignore, never, prepare
+from worker.engine.plan import Home
+from worker.engine.store_loader import load_store
+
+
+def main(checkpoint: Path, stores: Path, homes: dict[str, Home]) -> None:
+    store = prepare(checkpoint, stores, dtype=torch.float32)
+    baseline = anonymous_bytes()
+    peak = PeakMemory()
+    with load_store(store, homes, CPU, on_progress=ignore, should_stop=never) as loaded:
+        report = {
+            "baseline_bytes": baseline,
+            "ram_bytes": loaded.bytes_at("ram"),
+            "resident_bytes": loaded.bytes_at("resident"),
+            "peak_bytes": peak.stop(),
+        }
+    report["closed_bytes"] = anonymous_bytes()
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -1,0 +1,63 @@
+"""Placements of a model's blocks, and what a store's files hold by block."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import torch
+from safetensors.torch import load_file
+
+from worker.engine.block_file import StoredBlock
+from worker.engine.model_layout import ModelLayout
+from worker.engine.plan import Home
+from worker.engine.store_loader import LoadedBlock
+
+PLACEMENTS: dict[str, tuple[Home, ...]] = {
+    "all-resident": ("resident",),
+    "all-in-ram": ("ram",),
+    "all-on-disk": ("disk",),
+    "mixed": ("resident", "ram", "disk"),
+}
+
+
+def homes_of(layout: ModelLayout, placement: str) -> dict[str, Home]:
+    """The placement's homes, in turn."""
+    homes = cycle(PLACEMENTS[placement])
+    return {block.name: next(homes) for block in layout.blocks}
+
+
+def bytes_by_home(layout: ModelLayout, homes: dict[str, Home]) -> dict[Home, int]:
+    """What the layout says of each tier of memory."""
+    expected: dict[Home, int] = {"resident": 0, "ram": 0, "disk": 0}
+    for block in layout.blocks:
+        if homes[block.name] != "disk":
+            expected[homes[block.name]] += block.bytes
+    return expected
+
+
+def tensors_wherever(block: LoadedBlock) -> dict[str, torch.Tensor]:
+    """A block's tensors, read from the disk if that is its home."""
+    if block.home != "disk":
+        return dict(block.tensors)
+    flat = torch.empty(block.stored.buffer_bytes, dtype=torch.uint8)
+    block.stored.read_into(flat, on_bytes=lambda _count: None)
+    return block.stored.views(flat)
+
+
+def tensors_by_safetensors(block: StoredBlock) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for segment in block.segments:
+        tensors |= load_file(segment.path)
+    return tensors
+
+
+def differing(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not the same in both, to the byte."""
+    return [
+        name
+        for name in sorted(ours.keys() | theirs.keys())
+        if name not in ours
+        or name not in theirs
+        or ours[name].dtype != theirs[name].dtype
+        or not torch.equal(ours[name].cpu(), theirs[name])
+    ]

@@ -1,0 +1,241 @@
+"""A block of a store on disk: its files, and where each tensor is in one flat buffer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from worker.engine.engine import ModelLoadError
+from worker.engine.store_manifest import StoreManifest
+from worker.engine.store_plan import ENGINE_ONLY
+
+SUFFIX = ".safetensors"
+# Between the data of a block's two files in one buffer, so that a tensor of the
+# second is as well aligned there as on disk, for whatever kernel reads it.
+SEGMENT_ALIGNMENT_BYTES = 64
+# Bytes between two looks at should_stop(), and between two words of progress.
+PIECE_BYTES = 2**23
+# https://github.com/huggingface/safetensors#format
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlace:
+    """A tensor's bytes, from the start of its segment."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The tensors of one open file.
+
+    Attributes:
+        path: For messages.
+        file: Open and unbuffered.
+        data_start: Of the tensors in the file, in bytes.
+        offset: Of the tensors in the block's flat buffer, in bytes.
+        bytes: Of all its tensors.
+        places: Of each.
+    """
+
+    path: Path
+    file: BinaryIO
+    data_start: int
+    offset: int
+    bytes: int
+    places: tuple[TensorPlace, ...]
+
+    def views(self, data: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each tensor as a view of this segment's bytes; uint8 [bytes], on any device."""
+        return {
+            place.name: data[place.offset : place.offset + place.bytes]
+            .view(place.dtype)
+            .view(place.shape)
+            for place in self.places
+        }
+
+    def read(self, start: int, target: torch.Tensor) -> None:
+        """Fill a buffer, uint8 [n] on the CPU, with the bytes from there on.
+
+        Raises:
+            ModelLoadError: They cannot be read, or the file has become shorter.
+        """
+        left = target.numpy().data
+        position = self.data_start + start
+        try:
+            while left:
+                # By position, so that several threads may read one file.
+                count = os.preadv(self.file.fileno(), [left], position)
+                if count == 0:
+                    raise ModelLoadError(_damaged(self.path, "it ends too early"))
+                left, position = left[count:], position + count
+        except OSError as error:
+            raise ModelLoadError(_damaged(self.path, error.strerror or str(error))) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBlock:
+    """A block whose files are open; nothing of its tensors is in memory.
+
+    Attributes:
+        name: As in the model's layout.
+        segments: One per file, in the order they stand in a flat buffer.
+    """
+
+    name: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors."""
+        return sum(segment.bytes for segment in self.segments)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of a flat buffer for them all: a few more, for alignment."""
+        return max(segment.offset + segment.bytes for segment in self.segments)
+
+    def pieces(self) -> Iterator[tuple[Segment, int, int]]:
+        """What to read in one go: a segment, the first byte in it, and how many."""
+        for segment in self.segments:
+            for start in range(0, segment.bytes, PIECE_BYTES):
+                yield segment, start, min(PIECE_BYTES, segment.bytes - start)
+
+    def read_into(self, flat: torch.Tensor, *, on_bytes: Callable[[int], None]) -> None:
+        """Read the whole block into a buffer, uint8 [buffer_bytes] on the CPU.
+
+        Args:
+            flat: The buffer.
+            on_bytes: Told how many bytes were read since it was last.
+
+        Raises:
+            ModelLoadError: It cannot be read.
+        """
+        for segment, start, count in self.pieces():
+            first = segment.offset + start
+            segment.read(start, flat[first : first + count])
+            on_bytes(count)
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each tensor by its name in the file, as a view of a flat buffer on any device."""
+        views: dict[str, torch.Tensor] = {}
+        for segment in self.segments:
+            views |= segment.views(flat[segment.offset : segment.offset + segment.bytes])
+        return views
+
+
+def block_names(manifest: StoreManifest) -> set[str]:
+    """The blocks of a store that the engine reads."""
+    stems = {name.removesuffix(SUFFIX) for name in manifest.files if name.endswith(SUFFIX)}
+    return {stem.removesuffix(f".{ENGINE_ONLY}") for stem in stems if _is_for_engine(stem)}
+
+
+def open_block(folder: Path, name: str, manifest: StoreManifest, files: ExitStack) -> StoredBlock:
+    """Open a block's files and read their headers.
+
+    Args:
+        folder: The store's.
+        name: The block's.
+        manifest: Says which files there are and how long they must be.
+        files: Will close them.
+
+    Raises:
+        ModelLoadError: A file is missing, has another length or is damaged.
+    """
+    segments: list[Segment] = []
+    offset = 0
+    for file_name in (f"{name}{SUFFIX}", f"{name}.{ENGINE_ONLY}{SUFFIX}"):
+        if file_name not in manifest.files:
+            continue
+        segment = _open_segment(folder / file_name, manifest.files[file_name].bytes, offset, files)
+        segments.append(segment)
+        end = offset + segment.bytes
+        offset = end + -end % SEGMENT_ALIGNMENT_BYTES
+    return StoredBlock(name=name, segments=tuple(segments))
+
+
+def _is_for_engine(stem: str) -> bool:
+    """Whether a file is not one that only plain transformers reads."""
+    return stem.rpartition(".")[2] == ENGINE_ONLY or "." not in stem
+
+
+def _open_segment(path: Path, length: int, offset: int, files: ExitStack) -> Segment:
+    try:
+        # Unbuffered: what is read goes straight to where it stays.
+        file = files.enter_context(path.open("rb", buffering=0))
+        found = path.stat().st_size
+        if found != length:
+            raise ModelLoadError(_damaged(path, f"it has {found} bytes and should have {length}"))
+        header_bytes = int.from_bytes(file.read(8), "little")
+        data_start = 8 + header_bytes
+        if data_start > length:
+            raise ModelLoadError(_damaged(path, "its header is longer than the file"))
+        places = tuple(_places(json.loads(file.read(header_bytes))))
+    except OSError as error:
+        raise ModelLoadError(_damaged(path, error.strerror or str(error))) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelLoadError(
+            _damaged(path, f"its header is no safetensors header: {error}")
+        ) from error
+    data_bytes = max((place.offset + place.bytes for place in places), default=0)
+    if data_start + data_bytes != length:
+        raise ModelLoadError(_damaged(path, "its header and its length do not belong together"))
+    return Segment(
+        path=path,
+        file=file,
+        data_start=data_start,
+        offset=offset,
+        bytes=data_bytes,
+        places=places,
+    )
+
+
+def _places(header: Mapping[str, Any]) -> Iterator[TensorPlace]:
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        place = TensorPlace(
+            name=name,
+            dtype=_DTYPES[entry["dtype"]],
+            shape=tuple(entry["shape"]),
+            offset=int(entry["data_offsets"][0]),
+        )
+        if place.offset < 0 or place.offset + place.bytes != entry["data_offsets"][1]:
+            raise ValueError(f"the offsets of {name} are not those of its shape")
+        if place.offset % place.dtype.itemsize:
+            raise ValueError(f"{name} is not aligned")
+        yield place
+
+
+def _damaged(path: Path, fault: str) -> str:
+    return (
+        f"{path} cannot be loaded ({fault}); `tgp-jobs prepare --verify` names every damaged file "
+        "of a store, and `tgp-jobs prepare` makes a store again whose folder was removed"
+    )
