@@ -130,6 +130,11 @@ class Plan:
         """The resource that sets the time of a decode step."""
         return self.prediction.step.limit
 
+    @property
+    def homes(self) -> dict[str, Home]:
+        """Each block's home by its name, in execution order."""
+        return {placed.block.name: placed.home for placed in self.blocks}
+
     def blocks_at(self, home: Home) -> tuple[BlockDemand, ...]:
         """The blocks that live there."""
         return tuple(placed.block for placed in self.blocks if placed.home == home)
