@@ -13,12 +13,10 @@ from cli.load_progress import size_text
 from cli.output import duration_text, print_fields, print_table
 from worker.engine.plan import Home, Plan
 from worker.engine.plan_advice import advice, speed_text
+from worker.engine.plan_today import resident_plan
 
 PREDICTED = "These are predictions from the model's shape, not measurements."
-NOT_YET = (
-    "Streaming is not in this version yet: it keeps every block on one device, and a model that "
-    "is not resident as a whole cannot run today."
-)
+NOT_YET = "Streaming is not in this version yet."
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         },
         "limits": {"step": plan.limit, "rows": plan.rows_limit},
         "advice": advice(plan),
-        "runs_in_this_version": _is_resident(plan),
+        "this_version": _today_document(plan),
     }
 
 
@@ -64,8 +62,15 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value == float("inf") else value for name, value in values.items()}
 
 
-def _is_resident(plan: Plan) -> bool:
-    return len(plan.blocks_at("resident")) == len(plan.blocks)
+def _today_document(plan: Plan) -> dict[str, Any]:
+    today = resident_plan(plan)
+    if today is None:
+        return {"runs": False, "micro_batch_rows": 0, "tokens_per_second": 0.0}
+    return {
+        "runs": True,
+        "micro_batch_rows": today.rows,
+        "tokens_per_second": today.prediction.tokens_per_second,
+    }
 
 
 def print_plan(plan: Plan) -> None:
@@ -81,8 +86,18 @@ def print_plan(plan: Plan) -> None:
     click.echo()
     print_fields(_predictions(plan))
     click.echo(f"\n{advice(plan)}\n{PREDICTED}")
-    if not _is_resident(plan):
-        click.echo(NOT_YET)
+    if plan.slots:
+        click.echo(f"{NOT_YET} {_today_text(plan)}")
+
+
+def _today_text(plan: Plan) -> str:
+    today = resident_plan(plan)
+    if today is None:
+        return f"As a whole it does not fit {plan.budgets.device_memory}, so it cannot run today."
+    return (
+        f"Today it runs as a whole in {plan.budgets.device_memory}: {today.rows} rows, "
+        f"about {speed_text(today)}."
+    )
 
 
 def _homes(plan: Plan) -> Iterator[tuple[str, str, str]]:

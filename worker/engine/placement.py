@@ -36,10 +36,32 @@ def make_plan(
     Raises:
         CannotRunError: There is none within the budgets.
     """
+    return _best_plan(model, workload, budgets, throughputs, list(residencies(model)))
+
+
+def make_resident_plan(
+    model: ModelDemands, workload: Workload, budgets: Budgets, throughputs: Throughputs
+) -> Plan:
+    """The plan for an engine that streams nothing: every block on the device.
+
+    Raises:
+        CannotRunError: The model does not fit it as a whole.
+    """
+    whole = [each for each in residencies(model) if not each.streamed_bytes]
+    return _best_plan(model, workload, budgets, throughputs, whole)
+
+
+def _best_plan(
+    model: ModelDemands,
+    workload: Workload,
+    budgets: Budgets,
+    throughputs: Throughputs,
+    ways: Sequence[Residency],
+) -> Plan:
     tables = batch_tables(model, workload, throughputs)
-    best = _best_choice(model, tables, budgets)
+    best = _best_choice(model, tables, budgets, ways)
     if best is None:
-        raise CannotRunError(model.name, _shortage(model, tables, budgets))
+        raise CannotRunError(model.name, _shortage(model, tables, budgets, ways))
     return best.plan(budgets)
 
 
@@ -119,13 +141,16 @@ class _Choice:
 
 
 def _best_choice(
-    model: ModelDemands, tables: Sequence[BatchTable], budgets: Budgets
+    model: ModelDemands,
+    tables: Sequence[BatchTable],
+    budgets: Budgets,
+    ways: Sequence[Residency],
 ) -> _Choice | None:
     if model.store_bytes > budgets.disk_bytes:
         return None
     best: _Choice | None = None
     on_cpu = budgets.gpu_bytes is None
-    for residency in residencies(model):
+    for residency in ways:
         for table in tables:
             rows = table.most_rows(budgets.device_bytes - residency.device_bytes)
             if not rows or (best and _ceiling(table, rows, residency) < best.merit[0]):
@@ -154,7 +179,10 @@ def _load_seconds(blocks: Sequence[PlacedBlock], throughputs: Throughputs) -> fl
 
 
 def _shortage(
-    model: ModelDemands, tables: Sequence[BatchTable], budgets: Budgets
+    model: ModelDemands,
+    tables: Sequence[BatchTable],
+    budgets: Budgets,
+    ways: Sequence[Residency],
 ) -> dict[Resource, int]:
     """The smallest budgets that would do, for every resource that is too small.
 
@@ -163,7 +191,7 @@ def _shortage(
     one_row = min(table.needed_bytes[0] for table in tables)
     needs = [
         (each.device_bytes + one_row, 0 if budgets.gpu_bytes is None else each.least_ram_bytes)
-        for each in residencies(model)
+        for each in ways
     ]
     device_bytes = max(min(device for device, _ in needs), budgets.device_bytes)
     ram_bytes = min(ram for device, ram in needs if device <= device_bytes)
