@@ -1,0 +1,88 @@
+"""A plan made from a configuration alone equals what a real store takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from worker.engine.engine import ModelSource
+from worker.engine.int8_store import Int8Store, prepare_store
+from worker.engine.layout_demands import DTYPES, demands_of_config
+from worker.engine.model_demands import ModelDemands, Workload
+from worker.engine.placement import make_plan
+from worker.engine.plan import Budgets, CannotRunError, Plan
+from worker.engine.store_loader import load_store
+from worker.engine.throughputs import T4
+
+TOLERANCE = 0.02
+# Data starts at a multiple of 4096, after names and shapes.
+HEADER_BYTES = 8192
+PLENTY = 10**12
+ONE_ROW = Workload(prompt_tokens=8, new_tokens=8, shard_rows=1)
+
+
+@pytest.fixture(params=[True, False], ids=["float16", "float32"])
+def on_gpu(request: pytest.FixtureRequest) -> bool:
+    """Which dtype is planned and stored; both can be made without a GPU."""
+    return bool(request.param)
+
+
+@pytest.fixture(params=ALIASES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return checkpoint_folder(request.param, tmp_path)
+
+
+@pytest.fixture
+def store(folder: Path, tmp_path: Path, on_gpu: bool) -> Int8Store:
+    return prepare_store(
+        ModelSource(alias="tiny", folder=folder),
+        tmp_path / "stores",
+        device=torch.device("cpu"),
+        on_progress=lambda _progress: None,
+        should_stop=lambda: False,
+        dtype=DTYPES[on_gpu],
+    )
+
+
+@pytest.fixture
+def model(folder: Path, on_gpu: bool) -> ModelDemands:
+    return demands_of_config(AutoConfig.from_pretrained(folder), "tiny", on_gpu=on_gpu)
+
+
+@pytest.fixture
+def plan(model: ModelDemands) -> Plan:
+    """A plan with blocks in every home: the smallest card, and RAM for a part of the rest."""
+    nothing = Budgets(gpu_bytes=0, cpu_bytes=0, disk_bytes=PLENTY)
+    with pytest.raises(CannotRunError) as refused:
+        make_plan(model, ONE_ROW, nothing, T4)
+    largest = max(block.weight_bytes for block in model.blocks)
+    budgets = Budgets(
+        gpu_bytes=refused.value.short["GPU memory"] + largest // 2,
+        cpu_bytes=refused.value.short["CPU memory"] + largest,
+        disk_bytes=PLENTY,
+    )
+    return make_plan(model, ONE_ROW, budgets, T4)
+
+
+def test_the_loader_takes_in_every_tier_what_was_planned(store: Int8Store, plan: Plan) -> None:
+    with load_store(
+        store,
+        plan.homes,
+        torch.device("cpu"),
+        on_progress=lambda _progress: None,
+        should_stop=lambda: False,
+    ) as loaded:
+        taken = {home: loaded.bytes_at(home) for home in ("resident", "ram")}
+    assert taken == pytest.approx(
+        {"resident": plan.memory.resident_bytes, "ram": plan.memory.ram_bytes}, rel=TOLERANCE
+    )
+
+
+def test_the_store_takes_what_was_planned_and_headers(store: Int8Store, plan: Plan) -> None:
+    weights = [file for name, file in store.manifest.files.items() if name.endswith("tensors")]
+    headers = sum(file.bytes for file in weights) - plan.memory.store_bytes
+    assert 0 < headers <= len(weights) * HEADER_BYTES
