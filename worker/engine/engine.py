@@ -115,7 +115,8 @@ class MicroBatch:
 class LoadProgress:
     """How far a load is; done and total are in the unit named (bytes, tensors)."""
 
-    stage: str  # "download" | "prepare" | "waiting" | "verify" | "weights" | "ready"
+    # "download" | "prepare" | "waiting" | "verify" | "load" | "weights" | "ready"
+    stage: str
     done: int
     total: int
     unit: str
