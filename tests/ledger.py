@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select, func, select, update
 
 from jobs.database import Database
-from jobs.models import completions, database_now, micro_batches, shards
+from jobs.models import completions, database_now, jobs, micro_batches, shards
 from jobs.spec import PromptRequest
 from jobs.store import leases, recording
 from jobs.store.records import Claim, MicroBatchRecord, NewJob, PromptOutcome
@@ -193,3 +193,9 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.join()
     return ended
+
+
+def job_count(database: Database) -> int:
+    """How many jobs the ledger holds."""
+    with database.read() as connection:
+        return connection.execute(select(func.count()).select_from(jobs)).scalar_one()

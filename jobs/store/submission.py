@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from jobs.database import Database
@@ -141,9 +141,3 @@ def _prompt_rows(job_id: str, requests: Iterable[PromptRequest]) -> Iterator[dic
 def _chunks(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     while chunk := list(islice(rows, size)):
         yield chunk
-
-
-def job_count(database: Database) -> int:
-    """How many jobs the ledger holds."""
-    with database.read() as connection:
-        return connection.execute(select(func.count()).select_from(jobs)).scalar_one()

@@ -13,8 +13,8 @@ from jobs.errors import BadInputError, IdempotencyConflictError
 from jobs.models import jobs, prompts, shards
 from jobs.spec import PromptRequest
 from jobs.store.records import Submission
-from jobs.store.submission import ID_ALPHABET, ROWS_PER_INSERT, job_count, submit_job
-from tests.ledger import at_once, column, new_job, requests, submit
+from jobs.store.submission import ID_ALPHABET, ROWS_PER_INSERT, submit_job
+from tests.ledger import at_once, column, job_count, new_job, requests, submit
 
 pytestmark = pytest.mark.integration
 

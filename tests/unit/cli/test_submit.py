@@ -9,8 +9,8 @@ import pytest
 
 from jobs.database import Database
 from jobs.store.reading import job_report
-from jobs.store.submission import job_count
 from jobs.store.workers import register_worker
+from tests.ledger import job_count
 from tests.unit.cli.conftest import Tgp
 from tests.unit.cli.working import completed, failed, work_off
 
