@@ -21,7 +21,7 @@ def publish_job(settings: Settings, database: Database, job_id: str) -> bool:
         False when there is nobody to send them to; a note says what happens
         then, and the next worker to start sweeps the job up.
     """
-    # Asked before Celery is imported, which is a third of a submit's CPU time.
+    # Asked before kombu and the Redis client are imported, a third of submit's CPU.
     if settings.redis_is_embedded and not is_listening(settings.redis_socket):
         note("no worker is running yet: start one with tgp-jobs worker")
         return False

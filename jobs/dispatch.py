@@ -18,7 +18,6 @@ from jobs.store import publishing
 from jobs.store.records import PublishableShard
 
 if TYPE_CHECKING:
-    from celery import Celery
     from kombu import Connection, Producer
 
 TASK_NAME = "tgp.run_shard"
@@ -45,25 +44,6 @@ def transport_options() -> dict[str, Any]:
         "priority_steps": sorted(PRIORITY_NUMBERS.values()),
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
     }
-
-
-def celery_app(settings: Settings) -> Celery:
-    """The Celery application that a worker builds on."""
-    from celery import Celery
-
-    app = Celery("tgp-jobs", broker=settings.effective_redis_url, set_as_current=False)
-    app.conf.update(
-        accept_content=["json"],
-        task_serializer="json",
-        task_ignore_result=True,
-        # A queue that nobody declared must not spring up from a typo.
-        task_create_missing_queues=True,
-        broker_transport_options=transport_options(),
-        broker_connection_timeout=CONNECT_TIMEOUT_SECONDS,
-        broker_connection_retry_on_startup=True,
-        enable_utc=True,
-    )
-    return app
 
 
 class Dispatcher:

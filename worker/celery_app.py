@@ -19,7 +19,7 @@ from celery.platforms import SecurityWarning
 from kombu import Queue
 
 from jobs.catalogue import find_model, load_catalogue
-from jobs.dispatch import celery_app, queue_name
+from jobs.dispatch import CONNECT_TIMEOUT_SECONDS, queue_name, transport_options
 from jobs.settings import Settings, load_settings
 from worker.log import configure_logging
 from worker.sticky_queues import StickyCycle
@@ -41,10 +41,13 @@ def build_app(settings: Settings, models: Sequence[str] = ()) -> Celery:
     if models:
         chosen = [find_model(catalogue, alias) for alias in models]
         catalogue = {alias: catalogue[alias] for alias in chosen}
-    app = celery_app(settings)
-    app.set_current()
+    app = Celery("tgp-jobs", broker=settings.effective_redis_url)
     queues = [Queue(queue_name(alias), routing_key=queue_name(alias)) for alias in catalogue]
     app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        enable_utc=True,
         task_queues=queues,
         task_default_queue=queues[0].name,
         worker_pool="prefork",
@@ -58,8 +61,10 @@ def build_app(settings: Settings, models: Sequence[str] = ()) -> Celery:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_deduplicate_successful_tasks=False,
+        broker_connection_timeout=CONNECT_TIMEOUT_SECONDS,
+        broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=app.conf.broker_transport_options
+        broker_transport_options=transport_options()
         | {"queue_order_strategy": lambda: StickyCycle(settings.sticky_seconds)},
     )
     process = WorkerProcess(settings=settings, catalogue=catalogue)
