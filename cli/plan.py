@@ -17,7 +17,6 @@ from jobs.errors import BadInputError, TgpError
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
-    from worker.engine.engine import ModelSource
     from worker.engine.plan import Plan
     from worker.plan_model import PlanRequest
 
@@ -80,12 +79,13 @@ def plan(
     chosen = _chosen(settings, model)
     require_engine([chosen])
     from worker.engine.model_demands import Workload
+    from worker.model_source import source_of
     from worker.plan_model import PlanRequest
 
     made = _make(
         settings,
         PlanRequest(
-            source=_source(chosen),
+            source=source_of(chosen),
             workload=Workload(
                 prompt_tokens=prompt_tokens,
                 new_tokens=new_tokens,
@@ -115,14 +115,6 @@ def _chosen(settings: Settings, model: str) -> CatalogueModel:
     if chosen.engine == "null":
         raise BadInputError(f"{chosen.alias} is no real model: there is nothing to plan")
     return chosen
-
-
-def _source(model: CatalogueModel) -> ModelSource:
-    from worker.engine.engine import ModelSource
-
-    return ModelSource(
-        alias=model.alias, hub_id=model.hub_id, folder=model.folder, revision=model.revision
-    )
 
 
 def _make(settings: Settings, request: PlanRequest) -> Plan:

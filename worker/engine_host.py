@@ -16,9 +16,9 @@ from worker.engine.engine import (
     LoadInterruptedError,
     LoadProgress,
     ModelLoadError,
-    ModelSource,
 )
 from worker.log import Logger
+from worker.model_source import source_of
 
 # A load reports hundreds of tensors; people and the database want a few lines.
 SECONDS_BETWEEN_REPORTS = 1.0
@@ -101,13 +101,7 @@ class EngineHost:
         def on_progress(progress: LoadProgress) -> None:
             self._loading(model.alias, progress)
 
-        source = ModelSource(
-            alias=model.alias,
-            hub_id=model.hub_id,
-            folder=model.folder,
-            revision=model.revision,
-            context_tokens=model.context_tokens,
-        )
+        source = source_of(model)
         if model.engine == "null":
             from worker.engine.null_engine import NullBehaviour, NullEngineLoader
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jobs.catalogue import CatalogueModel
 from jobs.settings import Settings
-from worker.engine.engine import LoadProgress, ModelSource
+from worker.engine.engine import LoadProgress
+from worker.model_source import source_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,9 @@ def prepare_model(
     from worker.engine.int8_store import damaged_files
     from worker.engine.stored_checkpoint import prepare_for
 
-    source = ModelSource(
-        alias=model.alias,
-        hub_id=model.hub_id,
-        folder=model.folder,
-        revision=model.revision,
-        context_tokens=model.context_tokens,
-    )
     store = prepare_for(
         settings.device,
-        source,
+        source_of(model),
         settings.stores_path,
         on_progress=on_progress,
         should_stop=_never,
