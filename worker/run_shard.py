@@ -28,6 +28,7 @@ from worker.engine.engine import (
     LoadInterruptedError,
     MicroBatch,
     ModelLoadError,
+    RequestList,
     SamplingParameters,
 )
 from worker.engine_host import EngineHost
@@ -150,7 +151,7 @@ class ShardRunner:
         tokens = 0
         unanswered = {request.key for request in requests}
         batch_started = time.monotonic()
-        for batch in engine.generate(requests, should_stop=should_stop):
+        for batch in engine.generate(RequestList(requests), should_stop=should_stop):
             queued_seconds = claim.queued_seconds + batch_started - started
             outcomes = tuple(_outcome(result, queued_seconds) for result in batch.results)
             self._record(claim, _record(engine, batch, outcomes))

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, save_random_checkpoint
-from worker.engine.engine import GenerationRequest, ModelSource, SamplingParameters
+from worker.engine.engine import GenerationRequest, ModelSource, RequestList, SamplingParameters
 from worker.engine.library_noise import quiet_libraries
 from worker.engine.transformers_engine import TransformersEngine, load_engine
 
@@ -50,7 +50,7 @@ def run(engine: TransformersEngine, **parameters: Any) -> list[str | None]:
         GenerationRequest(key=key, prompt=prompt, parameters=options)
         for key, prompt in enumerate(PROMPTS)
     ]
-    batches = engine.generate(requests, should_stop=never)
+    batches = engine.generate(RequestList(requests), should_stop=never)
     results = {result.key: result for batch in batches for result in batch.results}
     return [results[key].text for key in range(len(PROMPTS))]
 
@@ -129,7 +129,7 @@ def test_a_micro_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> Non
     torch.cuda.set_per_process_memory_fraction((one_row_bytes + all_rows_bytes) / 2 / total_bytes)
     # when they are all asked for
     try:
-        batches = list(engine.generate(requests, should_stop=never))
+        batches = list(engine.generate(RequestList(requests), should_stop=never))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     # then they come in smaller batches, and none is lost
@@ -143,5 +143,5 @@ def test_a_micro_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> Non
 def peak_bytes(engine: TransformersEngine, requests: list[GenerationRequest]) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    list(engine.generate(requests, should_stop=never))
+    list(engine.generate(RequestList(requests), should_stop=never))
     return torch.cuda.max_memory_reserved()

@@ -13,6 +13,7 @@ from worker.engine.engine import (
     GenerationResult,
     LoadProgress,
     ModelSource,
+    RequestList,
     SamplingParameters,
 )
 from worker.engine.transformers_engine import TransformersEngine, load_engine
@@ -48,7 +49,7 @@ def request(key: int, prompt: Any, **parameters: Any) -> GenerationRequest:
 
 
 def run(engine: Engine, requests: list[GenerationRequest]) -> dict[int, GenerationResult]:
-    batches = engine.generate(requests, should_stop=never)
+    batches = engine.generate(RequestList(requests), should_stop=never)
     return {result.key: result for batch in batches for result in batch.results}
 
 

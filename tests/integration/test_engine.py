@@ -38,6 +38,7 @@ from worker.engine.engine import (
     LoadInterruptedError,
     LoadProgress,
     ModelSource,
+    RequestList,
 )
 from worker.engine.library_noise import quiet_libraries
 from worker.engine.transformers_engine import TransformersEngine, load_engine
@@ -116,7 +117,8 @@ def test_a_batch_is_counted_and_timed(
 ) -> None:
     engine = engines(alias)
     (batch,) = engine.generate(
-        [request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)], should_stop=never
+        RequestList([request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]),
+        should_stop=never,
     )
     assert batch.rows == len(batch.results) == len(RAGGED_PROMPTS)
     assert batch.prefill_seconds > 0

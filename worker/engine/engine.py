@@ -6,6 +6,7 @@ caller may hold requests and results without loading a model.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,12 @@ class SamplingParameters:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    # What ends a completion; None asks the checkpoint, empty lets only the length end it.
+    eos_token_ids: tuple[int, ...] | None = None
+    # How many of the likeliest tokens are told of at each step; None tells of none.
+    logprobs: int | None = None
+    # Whether the text starts with the prompt's.
+    echo: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,35 +78,80 @@ class RequestError:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenLogprobs:
+    """A generated token and the likeliest ones in its place.
+
+    Natural logarithms of the probabilities of the model's own logits, before
+    temperature, penalties and the like.
+
+    Attributes:
+        token_id: The token that was taken.
+        text: It alone, decoded.
+        logprob: Its.
+        top: Token id, text and logprob of the likeliest, the likeliest first.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationResult:
     """One request's outcome: text and finish_reason, or error.
 
     Token counts include special tokens; the end-of-sequence token counts as a
-    completion token. Seconds are those of the micro-batch the row was in.
+    completion token.
+
+    Attributes:
+        key: The request's.
+        text: The completion, after the prompt if that was asked for.
+        finish_reason: "stop", "length", or None with an error.
+        prompt_tokens: Of the prompt.
+        completion_tokens: Generated for it.
+        waiting_seconds: From being taken off the feed to the start of prefill.
+        prefill_seconds: From there to the first token: with waiting_seconds,
+            the time to first token.
+        decode_seconds: From the first token to the last.
+        logprobs: One per completion token, if they were asked for.
+        error: Why there is no text.
     """
 
     key: int
     text: str | None
-    finish_reason: str | None  # "stop" | "length" | None with an error
+    finish_reason: str | None
     prompt_tokens: int
     completion_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    waiting_seconds: float = 0.0
+    logprobs: tuple[TokenLogprobs, ...] | None = None
     error: RequestError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Rows that were generated together and are finished.
+    """What was finished in one window of an engine's work, and what that took.
+
+    Rows come and go within a window, so those that are finished in it may have
+    begun in an earlier one.
 
     Attributes:
-        results: One per row, in no promised order.
-        rows: Rows in the batch; 0 for results that needed no generation.
-        prompt_tokens: Prompt tokens without padding.
-        completion_tokens: Tokens generated.
-        prefill_seconds: From the start to the first token's logits.
-        decode_seconds: The rest.
-        out_of_memory_retries: How often the batch was halved to get here.
+        results: One per finished row, in no promised order.
+        rows: The most rows that were alive at once; 0 for results that needed
+            no generation.
+        prompt_tokens: Of the finished rows, without padding.
+        completion_tokens: Of the finished rows.
+        prefill_seconds: Of the window, spent on prompts.
+        decode_seconds: Of the window, spent on all else.
+        out_of_memory_retries: How often memory ran out in the window.
+        steps: Decode steps in the window.
+        row_steps: Rows alive, summed over those steps.
+        row_capacity: Rows that memory has room for.
+        streamed_bytes: Of weights, copied or read for the window's steps.
+        link_wait_seconds: Spent waiting for them.
+        compute_seconds: The rest of the time in the model.
     """
 
     results: tuple[GenerationResult, ...]
@@ -109,6 +161,12 @@ class MicroBatch:
     prefill_seconds: float
     decode_seconds: float
     out_of_memory_retries: int = 0
+    steps: int = 0
+    row_steps: int = 0
+    row_capacity: int = 0
+    streamed_bytes: int = 0
+    link_wait_seconds: float = 0.0
+    compute_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +191,7 @@ class LoadedModel:
     weight_bytes: int
     load_seconds: float
     context_tokens: int | None
-    compute_mode: str  # "llm_int8" | "null"
+    compute_mode: str  # "llm_int8" | "w8a16" | "null"
 
 
 class ModelLoadError(Exception):
@@ -144,6 +202,39 @@ class LoadInterruptedError(Exception):
     """should_stop said stop while the model was loading."""
 
 
+class RequestFeed(Protocol):
+    """Where an engine takes requests from, as it gets room for them."""
+
+    def take(self, at_most: int) -> Sequence[GenerationRequest]:
+        """The next requests, never more than that; none if there are none now.
+
+        An engine asks again as rows finish, and ends when none are left in it
+        and it is given none.
+        """
+        ...
+
+    def is_wanted(self, key: int) -> bool:
+        """Whether a request that was taken still has to be generated.
+
+        Asked before each step; a row that is not wanted is dropped and has no
+        result.
+        """
+        ...
+
+
+class RequestList:
+    """A feed of requests that are all there from the start."""
+
+    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
+        self._waiting = deque(requests)
+
+    def take(self, at_most: int) -> Sequence[GenerationRequest]:
+        return [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
+
+    def is_wanted(self, key: int) -> bool:
+        return True
+
+
 class Engine(Protocol):
     """A loaded model that turns requests into results."""
 
@@ -151,14 +242,15 @@ class Engine(Protocol):
     def model(self) -> LoadedModel: ...
 
     def generate(
-        self, requests: Sequence[GenerationRequest], *, should_stop: Callable[[], bool]
+        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
     ) -> Iterator[MicroBatch]:
-        """Yield each micro-batch as soon as its rows are finished.
+        """Yield what is finished, window by window, until the feed is empty.
 
-        Every request comes back in exactly one micro-batch, with a completion
-        or an error, unless should_stop() turned true: it is asked before each
-        decode step, and then the iterator ends and unfinished requests are
-        simply not among the results.
+        Every request that is taken comes back in exactly one micro-batch, with
+        a completion or an error, unless the feed does not want it any more or
+        should_stop() turned true: it is asked before each decode step, and
+        then what is finished is yielded, the iterator ends, and unfinished
+        requests are simply not among the results.
         """
         ...
 

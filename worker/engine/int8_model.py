@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pickle import UnpicklingError
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from worker.engine.checkpoint import Checkpoint
 from worker.engine.engine import LoadInterruptedError, LoadProgress, ModelLoadError
 from worker.engine.library_noise import quiet_libraries
 from worker.engine.model_skeleton import int8_settings
+from worker.engine.weight_passes import ResidentPasses, WeightPasses
 
 DeviceChoice = Literal["auto", "cuda", "cpu"]
 
@@ -26,11 +27,12 @@ _WEIGHTS_BAR = "Loading weights"
 
 @dataclass(kw_only=True)
 class Int8Model:
-    """A model in evaluation mode and its tokenizer."""
+    """A model in evaluation mode, its tokenizer, and how its forward passes are run."""
 
     model: Any
     tokenizer: Any
     device: torch.device
+    passes: WeightPasses = field(default_factory=ResidentPasses)
 
 
 def choose_device(choice: DeviceChoice) -> torch.device:

@@ -20,6 +20,7 @@ from worker.engine.engine import (
     LoadProgress,
     MicroBatch,
     ModelSource,
+    RequestFeed,
 )
 
 _NAP_SECONDS = 0.05
@@ -90,12 +91,10 @@ class NullEngine:
         return self._model
 
     def generate(
-        self, requests: Sequence[GenerationRequest], *, should_stop: Callable[[], bool]
+        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
     ) -> Iterator[MicroBatch]:
         """Yield each micro-batch of echoes; see Engine."""
-        rows = self._behaviour.micro_batch_rows
-        for start in range(0, len(requests), rows):
-            batch = requests[start : start + rows]
+        while batch := feed.take(self._behaviour.micro_batch_rows):
             if should_stop():
                 return
             self._crash_if_told(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from worker.engine.engine import (
     MicroBatch,
     ModelSource,
     RequestError,
+    RequestFeed,
 )
 from worker.engine.families import family_of
 from worker.engine.int8_model import DeviceChoice, Int8Model, choose_device, load_int8
@@ -31,6 +32,8 @@ from worker.engine.prompt_encoding import EncodedPrompt, PromptEncoder, RefusedP
 from worker.engine.stored_checkpoint import stored_checkpoint
 
 DEFAULT_MICRO_BATCH_ROWS = 16
+# Taken off the feed together, so that rows of like length can be put together.
+REQUESTS_AT_ONCE = 256
 
 
 def load_engine(
@@ -131,19 +134,31 @@ class TransformersEngine:
         return self._rows
 
     def generate(
-        self, requests: Sequence[GenerationRequest], *, should_stop: Callable[[], bool]
+        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
     ) -> Iterator[MicroBatch]:
         """Yield each micro-batch as soon as its rows are finished; see Engine."""
+        while requests := feed.take(REQUESTS_AT_ONCE):
+            was_interrupted = yield from self._generate(requests, should_stop)
+            if was_interrupted:
+                return
+
+    def _generate(
+        self, requests: Sequence[GenerationRequest], should_stop: Callable[[], bool]
+    ) -> Generator[MicroBatch, None, bool]:
+        """The same for some requests; whether should_stop() ended it."""
         prompts, refused = self._encode(requests)
         if refused:
             yield refused
         waiting = longest_first(prompts)
-        while waiting and not should_stop():
+        while waiting:
+            if should_stop():
+                return True
             micro_batch, was_interrupted = self._run_next(waiting, should_stop)
             if micro_batch.results:
                 yield micro_batch
             if was_interrupted:
-                return
+                return True
+        return False
 
     def close(self) -> None:
         """Free everything the model holds, on every device."""

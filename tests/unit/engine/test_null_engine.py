@@ -18,6 +18,7 @@ from worker.engine.engine import (
     LoadInterruptedError,
     LoadProgress,
     ModelSource,
+    RequestList,
     SamplingParameters,
 )
 from worker.engine.null_engine import NullBehaviour, NullEngine, NullEngineLoader
@@ -35,7 +36,7 @@ def requests(count: int) -> list[GenerationRequest]:
 
 def test_every_request_comes_back_once_with_an_echo() -> None:
     engine: Engine = NullEngine("null", NullBehaviour(micro_batch_rows=3, echo_words=2))
-    batches = list(engine.generate(requests(7), should_stop=never))
+    batches = list(engine.generate(RequestList(requests(7)), should_stop=never))
     results = [result for batch in batches for result in batch.results]
     assert [batch.rows for batch in batches] == [3, 3, 1]
     assert [(result.key, result.text) for result in results] == [
@@ -48,27 +49,27 @@ def test_max_new_tokens_ends_an_echo_with_length() -> None:
     request = GenerationRequest(
         key=0, prompt="a b c d", parameters=SamplingParameters(max_new_tokens=1)
     )
-    (batch,) = NullEngine("null").generate([request], should_stop=never)
+    (batch,) = NullEngine("null").generate(RequestList([request]), should_stop=never)
     assert (batch.results[0].text, batch.results[0].finish_reason) == ("a", "length")
 
 
 def test_a_chat_is_echoed_too() -> None:
     request = GenerationRequest(key=0, prompt=(ChatMessage(role="user", content="hello there"),))
-    (batch,) = NullEngine("null").generate([request], should_stop=never)
+    (batch,) = NullEngine("null").generate(RequestList([request]), should_stop=never)
     assert batch.results[0].text == "hello there"
 
 
 def test_should_stop_leaves_the_rest_out() -> None:
     answers = iter([False, True])
     engine = NullEngine("null", NullBehaviour(micro_batch_rows=2))
-    batches = list(engine.generate(requests(6), should_stop=lambda: next(answers)))
+    batches = list(engine.generate(RequestList(requests(6)), should_stop=lambda: next(answers)))
     assert [result.key for batch in batches for result in batch.results] == [0, 1]
 
 
 def test_a_slow_batch_is_interrupted() -> None:
     answers = iter([False, False, True])
     engine = NullEngine("null", NullBehaviour(micro_batch_seconds=60))
-    assert list(engine.generate(requests(1), should_stop=lambda: next(answers))) == []
+    assert list(engine.generate(RequestList(requests(1)), should_stop=lambda: next(answers))) == []
 
 
 def test_a_load_reports_that_it_is_ready() -> None:
@@ -87,7 +88,7 @@ def test_a_slow_load_is_interrupted() -> None:
 
 def _run_poisoned() -> None:
     engine = NullEngine("null", NullBehaviour(crash_on="say the number 1"))
-    list(engine.generate(requests(3), should_stop=never))
+    list(engine.generate(RequestList(requests(3)), should_stop=never))
 
 
 def test_the_poison_prompt_kills_the_process() -> None:

@@ -18,6 +18,7 @@ from worker.engine.engine import (
     GenerationResult,
     LoadedModel,
     MicroBatch,
+    RequestList,
     SamplingParameters,
 )
 from worker.engine.int8_model import Int8Model
@@ -104,8 +105,8 @@ def test_a_row_says_the_same_alone_and_in_any_batch(alias: str) -> None:
         )
         for key, prompt in enumerate(PROMPTS)
     ]
-    together = list(make_engine(alias, rows=8).generate(mixed, should_stop=never))
-    alone = list(make_engine(alias, rows=1).generate(mixed, should_stop=never))
+    together = list(make_engine(alias, rows=8).generate(RequestList(mixed), should_stop=never))
+    alone = list(make_engine(alias, rows=1).generate(RequestList(mixed), should_stop=never))
     assert texts(together) == texts(alone)
     assert [batch.rows for batch in together] == [6]
     assert all(
@@ -118,8 +119,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
     engine = make_engine(
         rows=6, fails=lambda rows: torch.OutOfMemoryError("no room") if rows > 2 else None
     )
-    batches = list(engine.generate(requests(), should_stop=never))
-    assert texts(batches) == texts(list(make_engine().generate(requests(), should_stop=never)))
+    batches = list(engine.generate(RequestList(requests()), should_stop=never))
+    assert texts(batches) == texts(
+        list(make_engine().generate(RequestList(requests()), should_stop=never))
+    )
     # 6 -> 3 -> 2: halves round up, so that a size that fits is not passed over
     assert [batch.rows for batch in batches] == [2, 2, 2]
     assert [batch.out_of_memory_retries for batch in batches] == [2, 0, 0]
@@ -136,7 +139,7 @@ def test_a_prompt_that_fits_nowhere_fails_alone_and_shrinks_nothing() -> None:
         return MemoryError() if model_calls in ([4], [4, 2], [4, 2, 1]) else None
 
     engine = make_engine(rows=4, fails=fails)
-    batches = list(engine.generate(requests(), should_stop=never))
+    batches = list(engine.generate(RequestList(requests()), should_stop=never))
     results = by_key(batches)
     assert len(results) == len(PROMPTS)
     error = results[longest].error
@@ -150,7 +153,7 @@ def test_a_prompt_that_fits_nowhere_fails_alone_and_shrinks_nothing() -> None:
 def test_another_error_of_the_model_is_the_callers() -> None:
     engine = make_engine(fails=lambda rows: RuntimeError("a broken kernel"))
     with pytest.raises(RuntimeError, match="a broken kernel"):
-        list(engine.generate(requests(), should_stop=never))
+        list(engine.generate(RequestList(requests()), should_stop=never))
 
 
 @pytest.mark.parametrize(
@@ -176,27 +179,23 @@ def test_should_stop_returns_the_finished_rows_only() -> None:
         return asked > 4
 
     short, long = SamplingParameters(max_new_tokens=2), SamplingParameters(max_new_tokens=50)
-    batches = list(
-        make_engine().generate(
-            [
-                GenerationRequest(key=0, prompt=PROMPTS[0], parameters=short),
-                GenerationRequest(
-                    key=1,
-                    prompt=PROMPTS[3],
-                    parameters=SamplingParameters(max_new_tokens=50, min_new_tokens=50),
-                ),
-                GenerationRequest(key=2, prompt=PROMPTS[4], parameters=long),
-            ],
-            should_stop=should_stop,
-        )
-    )
+    mixed = [
+        GenerationRequest(key=0, prompt=PROMPTS[0], parameters=short),
+        GenerationRequest(
+            key=1,
+            prompt=PROMPTS[3],
+            parameters=SamplingParameters(max_new_tokens=50, min_new_tokens=50),
+        ),
+        GenerationRequest(key=2, prompt=PROMPTS[4], parameters=long),
+    ]
+    batches = list(make_engine().generate(RequestList(mixed), should_stop=should_stop))
     assert 0 in by_key(batches)
     assert 1 not in by_key(batches)
     assert asked == 5
 
 
 def test_a_stop_before_the_first_batch_runs_nothing() -> None:
-    assert list(make_engine().generate(requests(), should_stop=lambda: True)) == []
+    assert list(make_engine().generate(RequestList(requests()), should_stop=lambda: True)) == []
 
 
 def test_rows_near_the_end_of_the_context_do_not_push_others_past_it() -> None:
@@ -207,7 +206,7 @@ def test_rows_near_the_end_of_the_context_do_not_push_others_past_it() -> None:
         GenerationRequest(key=key, prompt=prompt, parameters=parameters)
         for key, prompt in enumerate(prompts)
     ]
-    batches = list(make_engine(context_tokens=128).generate(pair, should_stop=never))
+    batches = list(make_engine(context_tokens=128).generate(RequestList(pair), should_stop=never))
     # then they run apart, because GPT-2 has no 129th position
     assert [batch.rows for batch in batches] == [1, 1]
     results = by_key(batches)
@@ -217,7 +216,7 @@ def test_rows_near_the_end_of_the_context_do_not_push_others_past_it() -> None:
 
 
 def test_batches_go_from_the_longest_prompt_to_the_shortest() -> None:
-    batches = list(make_engine(rows=2).generate(requests(), should_stop=never))
+    batches = list(make_engine(rows=2).generate(RequestList(requests()), should_stop=never))
     longest = [max(result.prompt_tokens for result in batch.results) for batch in batches]
     assert longest == sorted(longest, reverse=True)
     assert [batch.rows for batch in batches] == [2, 2, 2]
@@ -227,7 +226,7 @@ def test_a_closed_engine_says_so() -> None:
     engine = make_engine()
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):
-        list(engine.generate(requests(), should_stop=never))
+        list(engine.generate(RequestList(requests()), should_stop=never))
 
 
 def test_a_micro_batch_has_at_least_one_row() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from worker.engine.engine import (
@@ -13,6 +13,7 @@ from worker.engine.engine import (
     LoadProgress,
     MicroBatch,
     ModelSource,
+    RequestFeed,
 )
 
 MODEL = LoadedModel(
@@ -50,10 +51,13 @@ class ScriptedEngine:
         return MODEL
 
     def generate(
-        self, requests: Sequence[GenerationRequest], *, should_stop: Callable[[], bool]
+        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
     ) -> Iterator[MicroBatch]:
-        self.seen.extend(requests)
-        for row, request in enumerate(requests):
+        row = -1
+        while requests := feed.take(1):
+            (request,) = requests
+            self.seen.append(request)
+            row += 1
             self.before_row(row)
             if should_stop():
                 return
