@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cli.output import duration_text, iso_time
-from jobs.store.records import JobReport, ModelState
+from jobs.store.records import JobReport, ModelState, StepReport
 
 SEPARATOR = ", "
 
@@ -42,6 +42,24 @@ def job_document(job: JobReport, state: ModelState) -> dict[str, Any]:
         "created_at": iso_time(job.created_at),
         "started_at": iso_time(job.started_at),
         "finished_at": iso_time(job.finished_at),
+    }
+
+
+def steps_document(steps: StepReport) -> dict[str, Any]:
+    """What the job's decode steps took, in the words of `status --json`."""
+
+    def per_step(seconds: float) -> float | None:
+        return _rounded(seconds / steps.steps) if steps.steps else None
+
+    return {
+        "count": steps.steps,
+        "mean_rows": _rounded(steps.rows),
+        "mean_row_capacity": _rounded(steps.row_capacity),
+        "streamed_bytes": steps.streamed_bytes,
+        "link_wait_seconds": _rounded(steps.link_wait_seconds),
+        "compute_seconds": _rounded(steps.compute_seconds),
+        "link_wait_seconds_per_step": per_step(steps.link_wait_seconds),
+        "compute_seconds_per_step": per_step(steps.compute_seconds),
     }
 
 
@@ -86,6 +104,28 @@ def job_fields(job: JobReport, state: ModelState) -> list[tuple[str, str]]:
     if job.finished_at is not None:
         fields.append(("Finished", iso_time(job.finished_at) or ""))
     return fields
+
+
+def step_fields(steps: StepReport) -> list[tuple[str, str]]:
+    """The job's decode steps, and what its speed is limited by; none before the first."""
+    if not steps.steps:
+        return []
+    text = f"{steps.steps}, {steps.rows:.1f} of {steps.row_capacity:.1f} rows alive on average"
+    if steps.streamed_bytes:
+        text += f", {steps.streamed_bytes / 2**30:.2f} GiB of weights streamed"
+    fields = [("Steps", text)]
+    if limit := _limit_text(steps):
+        fields.append(("Limited by", limit))
+    return fields
+
+
+def _limit_text(steps: StepReport) -> str:
+    share = steps.link_wait_share
+    if share is None:
+        return ""
+    if share >= 0.5:
+        return f"waiting for weights {share:.0%} of the time".replace("%", " %")
+    return f"computing {1 - share:.0%} of the time".replace("%", " %")
 
 
 def state_text(state: ModelState) -> str:

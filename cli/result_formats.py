@@ -26,6 +26,9 @@ CSV_COLUMNS = (
     "queued_seconds",
     "prefill_seconds",
     "decode_seconds",
+    "first_token_seconds",
+    "tokens_per_second",
+    "logprobs",
     "error_code",
     "error_message",
 )
@@ -55,7 +58,10 @@ def result_document(job: JobReport, row: ResultRow) -> dict[str, Any]:
             "queued_seconds": round(row.queued_seconds, 6),
             "prefill_seconds": round(row.prefill_seconds, 6),
             "decode_seconds": round(row.decode_seconds, 6),
+            "first_token_seconds": _rounded(row.first_token_seconds),
+            "tokens_per_second": _rounded(row.tokens_per_second),
         },
+        "logprobs": row.logprobs,
         "error": _error(row),
     }
 
@@ -80,6 +86,8 @@ def csv_lines(job: JobReport, rows: Iterable[ResultRow]) -> Iterator[str]:
         flat |= {"error_code": error.get("code"), "error_message": error.get("message")}
         if row.messages is not None:
             flat["prompt"] = json.dumps(row.messages, ensure_ascii=False)
+        if row.logprobs is not None:
+            flat["logprobs"] = json.dumps(row.logprobs, ensure_ascii=False)
         yield written(flat[column] for column in CSV_COLUMNS)
 
 
@@ -156,6 +164,10 @@ def _openai_body(job: JobReport, row: ResultRow, request_id: str) -> dict[str, A
             "total_tokens": row.prompt_tokens + row.completion_tokens,
         },
     }
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 6)
 
 
 def _error(row: ResultRow) -> dict[str, str | None] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from cli.examples import examples
-from cli.job_document import job_document, job_fields
+from cli.job_document import job_document, job_fields, step_fields, steps_document
 from cli.ledger import open_ledger
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_fields, print_json
 from jobs.settings import Settings
-from jobs.store.reading import find_job, job_report, model_state
+from jobs.store.reading import find_job, job_report, model_state, step_report
 
 
 @click.command()
@@ -41,8 +41,9 @@ def status(
         code = exit_code(watch_job(database, job_id))
     report = job_report(database, job_id)
     state = model_state(database, report.model)
+    steps = step_report(database, job_id)
     if as_json:
-        print_json(job_document(report, state))
+        print_json(job_document(report, state) | {"steps": steps_document(steps)})
     else:
-        print_fields(job_fields(report, state))
+        print_fields(job_fields(report, state) + step_fields(steps))
     context.exit(code)

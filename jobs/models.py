@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -34,7 +35,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 # The newest migration in alembic/versions; a test holds the two together, so
 # that a command can tell an old schema without importing alembic (0.2 s).
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 
 # Named constraints, because SQLite's batch migrations cannot drop nameless ones.
 NAMING_CONVENTION = {
@@ -183,6 +184,9 @@ completions = Table(
     Column("queued_seconds", Float, nullable=False),
     Column("prefill_seconds", Float, nullable=False),
     Column("decode_seconds", Float, nullable=False),
+    # From the claim to the first token; None without one.
+    Column("first_token_seconds", Float),
+    Column("logprobs", JSON(none_as_null=True)),  # of each token, if they were asked for
     Column("attempt", Integer, nullable=False),
     Column("worker_id", String(100), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -210,6 +214,14 @@ micro_batches = Table(
     Column("prefill_seconds", Float, nullable=False),
     Column("decode_seconds", Float, nullable=False),
     Column("out_of_memory_retries", Integer, nullable=False),
+    # Of the window's decode steps: how many, rows alive summed over them, rows
+    # there was room for, weights that came over the link, and what took the time.
+    Column("steps", Integer, nullable=False, server_default="0"),
+    Column("row_steps", BigInteger, nullable=False, server_default="0"),
+    Column("row_capacity", Integer, nullable=False, server_default="0"),
+    Column("streamed_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("link_wait_seconds", Float, nullable=False, server_default="0"),
+    Column("compute_seconds", Float, nullable=False, server_default="0"),
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "shard_id"),
     Index(None, "job_id"),

@@ -9,8 +9,8 @@ from sqlalchemy import Select, func, select, true
 
 from jobs.database import Database
 from jobs.errors import AmbiguousJobError, UnknownJobError
-from jobs.models import completions, database_now, jobs, prompts, shards, workers
-from jobs.store.records import JobReport, ModelState, ResultRow
+from jobs.models import completions, database_now, jobs, micro_batches, prompts, shards, workers
+from jobs.store.records import JobReport, ModelState, ResultRow, StepReport
 
 ROWS_PER_PAGE = 1_000
 # A worker reports every sweep; after this long it is taken for dead.
@@ -136,6 +136,31 @@ def _report(row: Any) -> JobReport:
     )
 
 
+def step_report(database: Database, job_id: str) -> StepReport:
+    """What the decode steps of a job took; reads a row per micro-batch of it."""
+    each = micro_batches.c
+    with database.read() as connection:
+        row = connection.execute(
+            select(
+                func.coalesce(func.sum(each.steps), 0).label("steps"),
+                func.coalesce(func.sum(each.row_steps), 0).label("row_steps"),
+                func.coalesce(func.sum(each.row_capacity * each.steps), 0).label("room_steps"),
+                func.coalesce(func.sum(each.streamed_bytes), 0).label("streamed_bytes"),
+                func.coalesce(func.sum(each.link_wait_seconds), 0.0).label("link_wait_seconds"),
+                func.coalesce(func.sum(each.compute_seconds), 0.0).label("compute_seconds"),
+            ).where(each.job_id == job_id)
+        ).one()
+    steps = int(row.steps)
+    return StepReport(
+        steps=steps,
+        rows=int(row.row_steps) / steps if steps else None,
+        row_capacity=int(row.room_steps) / steps if steps else None,
+        streamed_bytes=int(row.streamed_bytes),
+        link_wait_seconds=row.link_wait_seconds,
+        compute_seconds=row.compute_seconds,
+    )
+
+
 def model_state(database: Database, model: str) -> ModelState:
     """Whether some worker holds or loads the model, and how far the load is."""
     with database.read() as connection:
@@ -201,6 +226,8 @@ def _results(job_id: str) -> Select[Any]:
             completions.c.queued_seconds,
             completions.c.prefill_seconds,
             completions.c.decode_seconds,
+            completions.c.first_token_seconds,
+            completions.c.logprobs,
             completions.c.error_code,
             completions.c.error_message,
         )

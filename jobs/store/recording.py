@@ -86,13 +86,15 @@ def insert_outcomes(
             "queued_seconds": outcome.queued_seconds,
             "prefill_seconds": outcome.prefill_seconds,
             "decode_seconds": outcome.decode_seconds,
+            "first_token_seconds": outcome.first_token_seconds,
+            "logprobs": outcome.logprobs,
             "attempt": claim.attempt,
             "worker_id": claim.worker_id,
         }
         for outcome in new
     ]
     # Plain rows, sent in one go: with RETURNING, SQLAlchemy writes a statement of
-    # 16 parameters a row, which psycopg takes longer to parse than Postgres to run.
+    # 18 parameters a row, which psycopg takes longer to parse than Postgres to run.
     connection.execute(
         insert(completions).values(created_at=database_now()),
         rows,
@@ -128,6 +130,12 @@ def _insert_micro_batch(connection: Connection, claim: Claim, batch: MicroBatchR
             prefill_seconds=batch.prefill_seconds,
             decode_seconds=batch.decode_seconds,
             out_of_memory_retries=batch.out_of_memory_retries,
+            steps=batch.steps,
+            row_steps=batch.row_steps,
+            row_capacity=batch.row_capacity,
+            streamed_bytes=batch.streamed_bytes,
+            link_wait_seconds=batch.link_wait_seconds,
+            compute_seconds=batch.compute_seconds,
             created_at=database_now(),
         )
         .returning(micro_batches.c.id)

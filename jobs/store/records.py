@@ -78,7 +78,13 @@ class PendingPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOutcome:
-    """One prompt's result: a text with a finish reason, or an error."""
+    """One prompt's result: a text with a finish reason, or an error.
+
+    Attributes:
+        queued_seconds: From submit to the start of its prefill.
+        first_token_seconds: From the claim of its shard to its first token.
+        logprobs: Of each new token, in the form that `results` writes.
+    """
 
     index: int
     text: str | None
@@ -90,6 +96,8 @@ class PromptOutcome:
     decode_seconds: float
     error_code: str | None = None
     error_message: str | None = None
+    first_token_seconds: float | None = None
+    logprobs: list[dict[str, Any]] | None = None
 
     @classmethod
     def not_generated(
@@ -112,7 +120,7 @@ class PromptOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchRecord:
-    """Rows generated together; rows 0 means that nothing was generated."""
+    """What a shard had of one window of an engine's work; rows 0: nothing was generated."""
 
     device: str
     compute_mode: str
@@ -123,6 +131,12 @@ class MicroBatchRecord:
     decode_seconds: float
     out_of_memory_retries: int
     outcomes: tuple[PromptOutcome, ...]
+    steps: int = 0
+    row_steps: int = 0
+    row_capacity: int = 0
+    streamed_bytes: int = 0
+    link_wait_seconds: float = 0.0
+    compute_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +150,33 @@ class ModelState:
     total: float | None = None
     unit: str | None = None
     load_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a job's decode steps took, over all its micro-batches.
+
+    Attributes:
+        steps: How many there were.
+        rows: Alive in a step, on average; None before the first step.
+        row_capacity: That memory had room for, on average.
+        streamed_bytes: Of weights, over the link or off the disk.
+        link_wait_seconds: Spent waiting for them.
+        compute_seconds: The rest of the time in the model.
+    """
+
+    steps: int
+    rows: float | None
+    row_capacity: float | None
+    streamed_bytes: int
+    link_wait_seconds: float
+    compute_seconds: float
+
+    @property
+    def link_wait_share(self) -> float | None:
+        """Of the time in the model, from 0 to 1; None if there was none."""
+        seconds = self.link_wait_seconds + self.compute_seconds
+        return self.link_wait_seconds / seconds if seconds > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +238,16 @@ class ResultRow:
     queued_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    first_token_seconds: float | None
+    logprobs: list[dict[str, Any]] | None
     error_code: str | None
     error_message: str | None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Completion tokens over the seconds of prefill and decode."""
+        seconds = self.prefill_seconds + self.decode_seconds
+        return self.completion_tokens / seconds if seconds > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,9 @@ from jobs.database import (
 from jobs.errors import SchemaError
 from jobs.models import SCHEMA_REVISION, UtcDateTime, database_now, metadata, prompts, workers
 from jobs.settings import Settings
+from jobs.store.reading import job_report, result_rows, step_report
 from jobs.store.workers import register_worker
-from tests.ledger import submit
+from tests.ledger import run_job, submit
 
 pytestmark = pytest.mark.integration
 
@@ -107,6 +108,53 @@ def test_an_upgrade_that_was_done_is_not_done_again(empty_database: Database) ->
     assert schema_revision(empty_database) == SCHEMA_REVISION
     with empty_database.read() as connection:
         assert connection.execute(select(workers.c.id)).scalars().all() == ["w"]
+
+
+OLD_ROWS = (
+    """INSERT INTO jobs (id, model, status, priority, parameters, source_name, content_digest,
+       shard_size, total_prompts, created_at)
+       VALUES ('abcd2345', 'tiny-bloom', 'running', 'normal', '{}', 'p.jsonl', 'd', 4, 2, :now)""",
+    "INSERT INTO prompts (job_id, prompt_index, prompt) VALUES ('abcd2345', 0, 'a')",
+    "INSERT INTO prompts (job_id, prompt_index, prompt) VALUES ('abcd2345', 1, 'b')",
+    """INSERT INTO shards (job_id, first_index, last_index, status, attempt, crashes, loading,
+       load_crashes, completed_prompts, failed_prompts, prompt_tokens, completion_tokens,
+       prefill_seconds, decode_seconds, created_at)
+       VALUES ('abcd2345', 0, 1, 'queued', 1, 0, false, 0, 1, 0, 3, 5, 0.25, 0.5, :now)""",
+    """INSERT INTO micro_batches (job_id, shard_id, worker_id, attempt, device, compute_mode, rows,
+       prompt_tokens, completion_tokens, prefill_seconds, decode_seconds, out_of_memory_retries,
+       created_at)
+       SELECT 'abcd2345', id, 'w', 1, 'cpu', 'llm_int8', 1, 3, 5, 0.25, 0.5, 0, :now FROM shards""",
+    """INSERT INTO completions (job_id, prompt_index, shard_id, micro_batch_id, text, finish_reason,
+       prompt_tokens, completion_tokens, queued_seconds, prefill_seconds, decode_seconds, attempt,
+       worker_id, created_at)
+       SELECT 'abcd2345', 0, shard_id, id, 'un', 'stop', 3, 5, 1.5, 0.25, 0.5, 1, 'w', :now
+       FROM micro_batches""",
+)
+
+
+def test_a_ledger_of_the_first_version_keeps_its_rows(empty_database: Database) -> None:
+    # given a job that the first version left half done
+    upgrade(empty_database, "0001")
+    with empty_database.write() as connection:
+        for statement in OLD_ROWS:
+            # Text, as SQLite keeps a moment; Postgres reads it as one.
+            moment = {"now": "2026-01-01 00:00:00.000000"}
+            connection.execute(text(statement), moment if ":now" in statement else {})
+    # when the schema is brought up to date
+    upgrade(empty_database)
+    # then the result is there, without what nobody measured then
+    (row,) = result_rows(empty_database, "abcd2345")
+    assert (row.text, row.first_token_seconds, row.logprobs) == ("un", None, None)
+    steps = step_report(empty_database, "abcd2345")
+    assert (steps.steps, steps.rows, steps.streamed_bytes, steps.link_wait_share) == (
+        0,
+        None,
+        0,
+        None,
+    )
+    # and the rest of the job can be done
+    run_job(empty_database, "abcd2345")
+    assert job_report(empty_database, "abcd2345").status == "completed"
 
 
 def test_a_table_that_a_migration_rebuilds_keeps_what_refers_to_it(database: Database) -> None:

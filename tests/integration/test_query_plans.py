@@ -115,6 +115,10 @@ def report(database: Database, held: Claim) -> object:
     return reading.job_report(database, held.job_id)
 
 
+def steps_of_job(database: Database, held: Claim) -> object:
+    return reading.step_report(database, held.job_id)
+
+
 @pytest.fixture
 def held(sqlite_database: Database) -> Claim:
     """A claim in a ledger that holds more than its job."""
@@ -139,6 +143,7 @@ def held(sqlite_database: Database) -> Claim:
         publish_all,
         publish_stale,
         report,
+        steps_of_job,
     ],
 )
 def test_no_table_is_read_from_end_to_end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -82,6 +83,30 @@ def test_refusals_without_generation_make_no_batch(database: Database) -> None:
     assert recording.record_micro_batch(database, held, refused, LEASE_SECONDS) == 1
     assert count_micro_batches(database) == 0
     assert shard(database, held.shard_id).failed_prompts == 1
+
+
+def test_what_a_window_took_and_what_a_row_brought_come_back(database: Database) -> None:
+    # given a window of a streamed model, with more bytes than 32 bits hold
+    held = submit_and_claim(database)
+    logprobs = [{"token": "\N{REPLACEMENT CHARACTER} a", "token_id": 5, "logprob": -0.5, "top": []}]
+    row = replace(outcome(1), first_token_seconds=0.75, logprobs=logprobs)
+    window = batch(
+        [row],
+        steps=10,
+        row_steps=15,
+        row_capacity=4,
+        streamed_bytes=2**40,
+        link_wait_seconds=6.0,
+        compute_seconds=2.0,
+    )
+    assert recording.record_micro_batch(database, held, window, LEASE_SECONDS) == 1
+    # then both are read as they were written
+    (result,) = reading.result_rows(database, held.job_id)
+    assert (result.first_token_seconds, result.logprobs) == (0.75, logprobs)
+    assert result.tokens_per_second == 2 / 1.25
+    steps = reading.step_report(database, held.job_id)
+    assert (steps.steps, steps.rows, steps.row_capacity) == (10, 1.5, 4.0)
+    assert (steps.streamed_bytes, steps.link_wait_share) == (2**40, 0.75)
 
 
 def test_a_large_batch_is_written_in_one_go(database: Database) -> None:

@@ -18,7 +18,18 @@ from jobs.store.leases import finish_shard
 from tests.unit.cli.conftest import Tgp
 from tests.unit.cli.working import claim_next, completed, failed, record, work_off
 
-TIMING = {"queued_seconds": 1.5, "prefill_seconds": 0.25, "decode_seconds": 0.5}
+TIMING = {
+    "queued_seconds": 1.5,
+    "prefill_seconds": 0.25,
+    "decode_seconds": 0.5,
+    "first_token_seconds": 0.75,
+    "tokens_per_second": 6.666667,
+}
+NO_TIMING = dict.fromkeys(TIMING, None) | {
+    "queued_seconds": 1.5,
+    "prefill_seconds": 0.0,
+    "decode_seconds": 0.0,
+}
 FIRST = {
     "index": 0,
     "custom_id": None,
@@ -29,6 +40,7 @@ FIRST = {
     "completion_tokens": 5,
     "model": "tiny-bloom",
     "timing": TIMING,
+    "logprobs": None,
     "error": None,
 }
 SECOND = {
@@ -40,7 +52,8 @@ SECOND = {
     "prompt_tokens": 0,
     "completion_tokens": 0,
     "model": "tiny-bloom",
-    "timing": TIMING | {"prefill_seconds": 0.0, "decode_seconds": 0.0},
+    "timing": NO_TIMING,
+    "logprobs": None,
     "error": {"code": "prompt_too_long", "message": "2100 tokens; the model takes 2048"},
 }
 THIRD = FIRST | {
@@ -101,6 +114,9 @@ def test_csv_has_a_column_for_everything(tgp: Tgp, done_id: str) -> None:
         "queued_seconds": "1.5",
         "prefill_seconds": "0.0",
         "decode_seconds": "0.0",
+        "first_token_seconds": "",
+        "tokens_per_second": "",
+        "logprobs": "",
         "error_code": "prompt_too_long",
         "error_message": "2100 tokens; the model takes 2048",
     }

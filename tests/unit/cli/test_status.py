@@ -51,6 +51,16 @@ def test_a_new_jobs_document_is_exactly_this(tgp: Tgp, job_id: str, prompt_file:
         "created_at": document["created_at"],
         "started_at": None,
         "finished_at": None,
+        "steps": {
+            "count": 0,
+            "mean_rows": None,
+            "mean_row_capacity": None,
+            "streamed_bytes": 0,
+            "link_wait_seconds": 0.0,
+            "compute_seconds": 0.0,
+            "link_wait_seconds_per_step": None,
+            "compute_seconds_per_step": None,
+        },
     }
 
 
@@ -66,6 +76,54 @@ def test_counts_and_tokens_grow_as_a_worker_writes(
     assert document["tokens_per_second"] == pytest.approx(5 / 0.75, rel=0.05)
     assert document["eta_seconds"] == pytest.approx(0.75 / 2, rel=0.05)
     assert TIME.fullmatch(document["started_at"])
+
+
+def test_what_the_steps_took_is_summed_over_micro_batches(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    # given a window of 10 steps with 2 of 4 rows, and one of 30 with 4 of 8
+    claim = claim_next(sqlite_database, job_id)
+    for index, (steps, rows, room) in enumerate([(10, 2, 4), (30, 4, 8)]):
+        record(
+            sqlite_database,
+            claim,
+            [completed(index)],
+            steps=steps,
+            row_steps=steps * rows,
+            row_capacity=room,
+            streamed_bytes=2**30,
+            link_wait_seconds=6.2,
+            compute_seconds=3.8,
+        )
+    # then averages weigh a window by its steps
+    assert document_of(tgp, job_id)["steps"] == {
+        "count": 40,
+        "mean_rows": 3.5,
+        "mean_row_capacity": 7.0,
+        "streamed_bytes": 2 * 2**30,
+        "link_wait_seconds": 12.4,
+        "compute_seconds": 7.6,
+        "link_wait_seconds_per_step": 0.31,
+        "compute_seconds_per_step": 0.19,
+    }
+    shown = tgp("status", job_id).stdout
+    assert "40, 3.5 of 7.0 rows alive on average, 2.00 GiB of weights streamed" in shown
+    assert re.search(r"^Limited by +waiting for weights 62 % of the time$", shown, re.MULTILINE)
+
+
+def test_a_model_that_never_waits_is_limited_by_computing(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    claim = claim_next(sqlite_database, job_id)
+    took = {"steps": 5, "row_steps": 5, "row_capacity": 1, "compute_seconds": 2.0}
+    record(sqlite_database, claim, [completed(0)], **took)
+    assert "computing 100 % of the time" in tgp("status", job_id).stdout
+
+
+def test_steps_are_not_shown_before_there_are_any(tgp: Tgp, job_id: str) -> None:
+    shown = tgp("status", job_id).stdout
+    assert "Steps" not in shown
+    assert "Limited by" not in shown
 
 
 def test_a_failed_job_says_why(tgp: Tgp, job_id: str, sqlite_database: Database) -> None:
@@ -154,8 +212,13 @@ def test_without_watching_a_failed_prompt_is_no_failure_of_the_command(
 
 
 class TestList:
-    def test_it_is_an_array_of_what_status_prints(self, tgp: Tgp, job_id: str) -> None:
-        assert json.loads(tgp("list", "--json").stdout) == [document_of(tgp, job_id)]
+    def test_it_is_an_array_of_what_status_prints_but_for_the_steps(
+        self, tgp: Tgp, job_id: str
+    ) -> None:
+        # Summing the micro-batches of every job would read most of the ledger.
+        document = document_of(tgp, job_id)
+        del document["steps"]
+        assert json.loads(tgp("list", "--json").stdout) == [document]
 
     def test_no_jobs_are_an_empty_array(self, tgp: Tgp) -> None:
         assert tgp("list", "--json").stdout == "[]\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jobs.database import Database
 from jobs.store.leases import claim_shard, finish_shard, next_shard_of
@@ -20,7 +21,7 @@ def claim_next(database: Database, job_id: str) -> Claim:
     return claim
 
 
-def completed(index: int, text: str = "done") -> PromptOutcome:
+def completed(index: int, text: str = "done", **more: Any) -> PromptOutcome:
     return PromptOutcome(
         index=index,
         text=text,
@@ -30,6 +31,8 @@ def completed(index: int, text: str = "done") -> PromptOutcome:
         queued_seconds=1.5,
         prefill_seconds=0.25,
         decode_seconds=0.5,
+        first_token_seconds=0.75,
+        **more,
     )
 
 
@@ -48,7 +51,9 @@ def failed(index: int) -> PromptOutcome:
     )
 
 
-def record(database: Database, claim: Claim, outcomes: Sequence[PromptOutcome]) -> None:
+def record(
+    database: Database, claim: Claim, outcomes: Sequence[PromptOutcome], **steps: Any
+) -> None:
     batch = MicroBatchRecord(
         device="cpu",
         compute_mode="null",
@@ -59,6 +64,7 @@ def record(database: Database, claim: Claim, outcomes: Sequence[PromptOutcome]) 
         decode_seconds=0.5,
         out_of_memory_retries=0,
         outcomes=tuple(outcomes),
+        **steps,
     )
     record_micro_batch(database, claim, batch, LEASE_SECONDS)
 
