@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint format bench clean
+.PHONY: help install demo test unit lint format bench fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,12 @@ test: lint ## lint, then every test with its own real Redis and Postgres
 	$(BIN)/python -m pytest --cov --cov-report=term
 	@# Tests must leave no trace: on CI a changed or new file is a failure.
 	@test -z "$$CI" || test -z "$$(git status --porcelain)" || { git status --short; exit 1; }
+
+# Seconds for each target; the first exception that is no refusal ends it.
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP) ## the coverage-guided fuzzer over every parser, FUZZ_SECONDS each
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.fuzz $(FUZZ_SECONDS)
 
 bench: $(STAMP) ## the queue benchmark: prompts/s beside one Celery task per prompt
 	$(BIN)/python -m benchmarks.queue

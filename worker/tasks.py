@@ -11,6 +11,8 @@ from jobs.dispatch import TASK_NAME
 from worker.log import get_logger
 from worker.run_shard import Outcome
 
+LARGEST_SHARD_ID = 2**31 - 1  # of an Integer column on Postgres
+
 
 def register_task(app: Celery, run: Callable[[int], Outcome]) -> None:
     """Give the application its one task.
@@ -29,7 +31,13 @@ def register_task(app: Celery, run: Callable[[int], Outcome]) -> None:
         ignore_result=True,
     )
     def run_shard(shard_id: Any = None, *_extra: Any, **_unknown: Any) -> None:
-        if not isinstance(shard_id, int) or isinstance(shard_id, bool) or _extra or _unknown:
+        if not _is_shard_id(shard_id) or _extra or _unknown:
             get_logger().error("message_dropped", reason="it does not hold exactly a shard's id")
             return
         run(shard_id)
+
+
+def _is_shard_id(value: Any) -> bool:
+    # A database refuses a number that its column cannot hold, with an exception
+    # that would look like a crash of the shard's.
+    return type(value) is int and 0 < value <= LARGEST_SHARD_ID

@@ -23,6 +23,8 @@ SUFFIX = ".safetensors"
 SEGMENT_ALIGNMENT_BYTES = 64
 # Bytes between two looks at should_stop(), and between two words of progress.
 PIECE_BYTES = 2**23
+# More than any file has; what is smaller can be a shape and an offset to torch.
+_MOST_BYTES = 2**60
 # https://github.com/huggingface/safetensors#format
 _DTYPES = {
     "BOOL": torch.bool,
@@ -200,12 +202,12 @@ def _open_segment(path: Path, length: int, offset: int, files: ExitStack) -> Seg
         places = tuple(_places(json.loads(file.read(header_bytes))))
     except OSError as error:
         raise ModelLoadError(_damaged(path, error.strerror or str(error))) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelLoadError(
             _damaged(path, f"its header is no safetensors header: {error}")
         ) from error
-    data_bytes = max((place.offset + place.bytes for place in places), default=0)
-    if data_start + data_bytes != length:
+    data_bytes = sum(place.bytes for place in places)
+    if data_start + data_bytes != length or not _follow_one_another(places):
         raise ModelLoadError(_damaged(path, "its header and its length do not belong together"))
     return Segment(
         path=path,
@@ -221,17 +223,41 @@ def _places(header: Mapping[str, Any]) -> Iterator[TensorPlace]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        start, end = _whole_numbers(entry["data_offsets"])
         place = TensorPlace(
             name=name,
             dtype=_DTYPES[entry["dtype"]],
-            shape=tuple(entry["shape"]),
-            offset=int(entry["data_offsets"][0]),
+            shape=_whole_numbers(entry["shape"]),
+            offset=start,
         )
-        if place.offset < 0 or place.offset + place.bytes != entry["data_offsets"][1]:
+        if start + place.bytes != end:
             raise ValueError(f"the offsets of {name} are not those of its shape")
         if place.offset % place.dtype.itemsize:
             raise ValueError(f"{name} is not aligned")
         yield place
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    """Sizes as JSON should have them.
+
+    Raises:
+        ValueError: One is negative, or no whole number that a file could have.
+    """
+    if not isinstance(values, list) or any(
+        type(value) is not int or not 0 <= value < _MOST_BYTES for value in values
+    ):
+        raise ValueError(f"{str(values)[:100]} are no sizes")
+    return tuple(values)
+
+
+def _follow_one_another(places: tuple[TensorPlace, ...]) -> bool:
+    """Whether the tensors fill their part of the file, without a gap and without sharing."""
+    end = 0
+    for place in sorted(places, key=lambda place: (place.offset, place.bytes)):
+        if place.offset != end:
+            return False
+        end += place.bytes
+    return True
 
 
 def _damaged(path: Path, fault: str) -> str:

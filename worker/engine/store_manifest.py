@@ -80,12 +80,32 @@ def read_manifest(folder: Path) -> StoreManifest | None:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return StoreManifest(
             origin=StoreOrigin(**document["origin"]),
-            total_bytes=int(document["total_bytes"]),
-            files={name: WrittenFile(**file) for name, file in document["files"].items()},
+            total_bytes=_length(document["total_bytes"]),
+            files={_name(name): _file(**file) for name, file in document["files"].items()},
             made_with=document["made_with"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _name(name: str) -> str:
+    # A store's files lie beside its manifest, which may come from elsewhere.
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError("the name of no file in the folder")
+    name.encode()
+    return name
+
+
+def _file(*, bytes: int, sha256: str) -> WrittenFile:  # noqa: A002 - the document's own word
+    if not isinstance(sha256, str):
+        raise TypeError("a checksum is a text")
+    return WrittenFile(bytes=_length(bytes), sha256=sha256)
+
+
+def _length(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("a length is a whole number")
+    return value
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
