@@ -114,7 +114,7 @@ class EngineHost:
             return NullEngineLoader(behaviour=behaviour)(
                 source, on_progress=on_progress, should_stop=should_stop
             )
-        from worker.engine.transformers_engine import load_engine
+        from worker.engine.load_engine import load_engine
 
         return load_engine(
             source,

@@ -16,9 +16,15 @@ from transformers import (
 )
 
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, save_random_checkpoint
-from worker.engine.engine import GenerationRequest, ModelSource, RequestList, SamplingParameters
+from worker.engine.engine import (
+    Engine,
+    GenerationRequest,
+    ModelSource,
+    RequestList,
+    SamplingParameters,
+)
 from worker.engine.library_noise import quiet_libraries
-from worker.engine.transformers_engine import TransformersEngine, load_engine
+from worker.engine.load_engine import load_engine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,12 +45,12 @@ def never() -> bool:
     return False
 
 
-def load(folder: Path) -> TransformersEngine:
+def load(folder: Path) -> Engine:
     source = ModelSource(alias="tiny", folder=folder)
     return load_engine(source, on_progress=lambda _: None, should_stop=never, device="cuda")
 
 
-def run(engine: TransformersEngine, **parameters: Any) -> list[str | None]:
+def run(engine: Engine, **parameters: Any) -> list[str | None]:
     options = SamplingParameters(**{"max_new_tokens": NEW_TOKENS, **parameters})
     requests = [
         GenerationRequest(key=key, prompt=prompt, parameters=options)
@@ -140,7 +146,7 @@ def test_a_micro_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> Non
     engine.close()
 
 
-def peak_bytes(engine: TransformersEngine, requests: list[GenerationRequest]) -> int:
+def peak_bytes(engine: Engine, requests: list[GenerationRequest]) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     list(engine.generate(RequestList(requests), should_stop=never))

@@ -14,7 +14,7 @@ from tests.stores import plain_tensors, prepare
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
 from worker.engine.engine import ModelSource
 from worker.engine.library_noise import quiet_libraries
-from worker.engine.transformers_engine import load_engine
+from worker.engine.load_engine import load_engine
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,7 @@ from worker.engine.engine import (
     RequestList,
     SamplingParameters,
 )
-from worker.engine.transformers_engine import TransformersEngine, load_engine
+from worker.engine.load_engine import load_engine
 
 NEW_TOKENS = 10
 # Longest first, as the engine runs them: bitsandbytes looks at a batch as a whole.
@@ -36,7 +36,7 @@ def ignore(_progress: LoadProgress) -> None:
     pass
 
 
-def load(folder: Path, alias: str = "tiny", **options: Any) -> TransformersEngine:
+def load(folder: Path, alias: str = "tiny", **options: Any) -> Engine:
     source = ModelSource(
         alias=alias, folder=folder, context_tokens=options.pop("context_tokens", None)
     )

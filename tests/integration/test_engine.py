@@ -34,6 +34,7 @@ from tests.integration.engine_runs import (
 )
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
 from worker.engine.engine import (
+    Engine,
     EngineLoader,
     LoadInterruptedError,
     LoadProgress,
@@ -41,7 +42,7 @@ from worker.engine.engine import (
     RequestList,
 )
 from worker.engine.library_noise import quiet_libraries
-from worker.engine.transformers_engine import TransformersEngine, load_engine
+from worker.engine.load_engine import load_engine
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +52,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def engines(folders: dict[str, Path]) -> Iterator[Callable[[str], TransformersEngine]]:
+def engines(folders: dict[str, Path]) -> Iterator[Callable[[str], Engine]]:
     """One engine per family, loaded when first asked for."""
-    loaded: dict[str, TransformersEngine] = {}
+    loaded: dict[str, Engine] = {}
 
-    def engine(alias: str) -> TransformersEngine:
+    def engine(alias: str) -> Engine:
         if alias not in loaded:
             loaded[alias] = load(folders[alias], alias)
         return loaded[alias]
@@ -101,7 +102,7 @@ def _cut_at_eos(tokenizer: Any, token_ids: list[int], eos: int) -> tuple[str, in
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_greedy_equals_plain_transformers_on_a_ragged_batch(
-    alias: str, folders: dict[str, Path], engines: Callable[[str], TransformersEngine]
+    alias: str, folders: dict[str, Path], engines: Callable[[str], Engine]
 ) -> None:
     expected = plain_transformers(folders[alias], alias, RAGGED_PROMPTS)
     requests = [request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]
@@ -112,9 +113,7 @@ def test_greedy_equals_plain_transformers_on_a_ragged_batch(
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_a_batch_is_counted_and_timed(
-    alias: str, engines: Callable[[str], TransformersEngine]
-) -> None:
+def test_a_batch_is_counted_and_timed(alias: str, engines: Callable[[str], Engine]) -> None:
     engine = engines(alias)
     (batch,) = engine.generate(
         RequestList([request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]),
@@ -133,9 +132,7 @@ def test_a_batch_is_counted_and_timed(
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_each_row_has_its_own_parameters(
-    alias: str, engines: Callable[[str], TransformersEngine]
-) -> None:
+def test_each_row_has_its_own_parameters(alias: str, engines: Callable[[str], Engine]) -> None:
     prompt = RAGGED_PROMPTS[1]
     plain = run(engines(alias), [request(0, prompt)])[0].text or ""
     stop = plain[3:5] or "x"
@@ -158,7 +155,7 @@ def test_each_row_has_its_own_parameters(
     assert results[4].text != results[2].text
 
 
-def test_a_seed_says_the_same_again(engines: Callable[[str], TransformersEngine]) -> None:
+def test_a_seed_says_the_same_again(engines: Callable[[str], Engine]) -> None:
     requests = [
         request(key, prompt, temperature=1.2, seed=key) for key, prompt in enumerate(RAGGED_PROMPTS)
     ]
@@ -184,7 +181,7 @@ def test_an_empty_completion_is_a_completion(folders: dict[str, Path], tmp_path:
 
 
 def test_sampling_defaults_of_the_checkpoint_do_not_leak(
-    folders: dict[str, Path], tmp_path: Path, engines: Callable[[str], TransformersEngine]
+    folders: dict[str, Path], tmp_path: Path, engines: Callable[[str], Engine]
 ) -> None:
     folder = copy(folders["tiny-cerebras"], tmp_path)
     edit(
@@ -205,7 +202,7 @@ def test_an_int8_store_says_what_the_checkpoint_says(
     alias: str,
     folders: dict[str, Path],
     tmp_path: Path,
-    engines: Callable[[str], TransformersEngine],
+    engines: Callable[[str], Engine],
 ) -> None:
     store = tmp_path / "store"
     shutil.copytree(folders[alias], store, ignore=shutil.ignore_patterns("model*"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_checkpoints import save_random_checkpoint
 from worker.engine.engine import ModelLoadError, ModelSource
-from worker.engine.transformers_engine import load_engine
+from worker.engine.load_engine import load_engine
 
 
 def message_of(source: ModelSource, **options: Any) -> str:

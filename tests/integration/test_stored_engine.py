@@ -14,7 +14,7 @@ from tests.integration.engine_runs import RAGGED_PROMPTS, ignore, load, never, r
 from tests.stores import pickle_weights, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, save_random_checkpoint
 from worker.engine.engine import LoadProgress, ModelLoadError, ModelSource
-from worker.engine.transformers_engine import load_engine
+from worker.engine.load_engine import load_engine
 
 REQUESTS = [request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]
 

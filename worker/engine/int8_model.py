@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.engine import LoadInterruptedError, LoadProgress, ModelLoadError
 from worker.engine.library_noise import quiet_libraries
+from worker.engine.model_layout import ModelLayout
 from worker.engine.model_skeleton import int8_settings
 from worker.engine.weight_passes import ResidentPasses, WeightPasses
 
@@ -27,12 +28,35 @@ _WEIGHTS_BAR = "Loading weights"
 
 @dataclass(kw_only=True)
 class Int8Model:
-    """A model in evaluation mode, its tokenizer, and how its forward passes are run."""
+    """A model in evaluation mode, its tokenizer, and how its forward passes are run.
+
+    Attributes:
+        layout: Its tensors, where it was loaded by them.
+        free: Ends what it holds besides memory, such as threads.
+    """
 
     model: Any
     tokenizer: Any
     device: torch.device
     passes: WeightPasses = field(default_factory=ResidentPasses)
+    layout: ModelLayout | None = None
+    free: Callable[[], None] = lambda: None
+
+    @property
+    def parameter_count(self) -> int:
+        if self.layout is not None:
+            return self.layout.parameter_count
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of parameters, buffers and int8 scales, wherever they are; a tied head counts once."""
+        if self.layout is not None:
+            return self.layout.int8_bytes
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        scales = (getattr(parameter, "SCB", None) for parameter in self.model.parameters())
+        tensors += [scale for scale in scales if isinstance(scale, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def choose_device(choice: DeviceChoice) -> torch.device:
@@ -67,12 +91,17 @@ def load_int8(
         LoadInterruptedError: should_stop() turned true between two tensors.
     """
     with quiet_libraries(), _weights_progress(on_progress, should_stop):
-        tokenizer = _load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint)
         model = _load_model(checkpoint, device)
     return Int8Model(model=model.eval(), tokenizer=tokenizer, device=device)
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer beside the weights.
+
+    Raises:
+        ModelLoadError: There is none, or it is damaged.
+    """
     try:
         return AutoTokenizer.from_pretrained(
             str(checkpoint.folder), local_files_only=True, trust_remote_code=False

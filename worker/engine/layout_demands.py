@@ -23,8 +23,13 @@ def demands_of_config(config: Any, name: str, *, on_gpu: bool) -> ModelDemands:
         name: For messages.
         on_gpu: Whether a GPU computes.
     """
+    layout = layout_of(config, dtype=DTYPES[on_gpu])
+    return demands_of_layout(config, name, layout, on_gpu=on_gpu)
+
+
+def demands_of_layout(config: Any, name: str, layout: ModelLayout, *, on_gpu: bool) -> ModelDemands:
+    """The same for a layout that is known, such as a store's."""
     dtype = DTYPES[on_gpu]
-    layout = layout_of(config, dtype=dtype)
     int8 = [tensor.shape for tensor in layout.tensors if tensor.quantised]
     return ModelDemands(
         name=name,

@@ -174,17 +174,22 @@ def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, st
     return {name: renamed.get(name, name) for name in state}
 
 
+def modules_of_blocks(model: Any) -> dict[str, tuple[BlockKind, str]]:
+    """The modules that hold blocks by their names, with each block's kind and name."""
+    return dict(_BlockFinder(model).blocks)
+
+
 class _BlockFinder:
     """Says which block a tensor of the state dict belongs to."""
 
     def __init__(self, model: Any) -> None:
-        self._blocks: dict[str, tuple[BlockKind, str]] = {}
+        self.blocks: dict[str, tuple[BlockKind, str]] = {}
         self._add_transformer_blocks(model)
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Embedding) and self._within(name) is None:
-                self._blocks[name] = ("embedding", "embedding")
+                self.blocks[name] = ("embedding", "embedding")
         for name in _names_of(model, model.get_output_embeddings()):
-            self._blocks[name] = ("head", "head")
+            self.blocks[name] = ("head", "head")
 
     def __call__(self, tensor_name: str) -> tuple[BlockKind, str]:
         return self._within(tensor_name) or ("rest", "rest")
@@ -192,8 +197,8 @@ class _BlockFinder:
     def _within(self, name: str) -> tuple[BlockKind, str] | None:
         while name:
             name = name.rpartition(".")[0]
-            if name in self._blocks:
-                return self._blocks[name]
+            if name in self.blocks:
+                return self.blocks[name]
         return None
 
     def _add_transformer_blocks(self, model: Any) -> None:
@@ -210,7 +215,7 @@ class _BlockFinder:
                 if type(block).__name__ in block_classes:
                     kind: BlockKind = "encoder" if id(block) in in_encoder else "decoder"
                     (name,) = _names_of(model, block)
-                    self._blocks[name] = (kind, f"{kind}-{counts[kind]:03d}")
+                    self.blocks[name] = (kind, f"{kind}-{counts[kind]:03d}")
                     counts[kind] += 1
 
 

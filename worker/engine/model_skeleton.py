@@ -86,10 +86,16 @@ def dtype_chooser(model: Any, dtype: torch.dtype) -> Callable[[str, torch.dtype]
 @contextmanager
 def _on_meta(dtype: torch.dtype) -> Iterator[None]:
     """New tensors have no memory, and floating ones this dtype."""
+    with default_dtype(dtype), torch.device("meta"):
+        yield
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New floating tensors have this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
-            yield
+        yield
     finally:
         torch.set_default_dtype(before)

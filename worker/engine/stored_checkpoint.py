@@ -1,21 +1,20 @@
-"""A model's store in the place of its checkpoint, made on first use."""
+"""A model's int8 store for the device that computes, made on first use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from worker.engine.checkpoint import Checkpoint, open_checkpoint
+from worker.engine.checkpoint import Checkpoint
 from worker.engine.checkpoint_tensors import StoreUnsupportedError
 from worker.engine.engine import LoadProgress, ModelSource
 from worker.engine.int8_model import DeviceChoice, choose_device, plain_dtype
 from worker.engine.int8_store import Int8Store, is_int8_store, prepare_store, store_of_checkpoint
 
 
-def stored_checkpoint(
+def store_for(
     source: ModelSource,
     checkpoint: Checkpoint,
     stores: Path,
@@ -23,17 +22,17 @@ def stored_checkpoint(
     *,
     on_progress: Callable[[LoadProgress], None],
     should_stop: Callable[[], bool],
-) -> Checkpoint:
-    """The checkpoint's int8 store, or the checkpoint where it needs or allows none.
+) -> Int8Store | None:
+    """The checkpoint's int8 store, made on first use; None where it needs or allows none.
 
     Raises:
         ModelLoadError: The store cannot be made, as on a full disk.
         LoadInterruptedError: should_stop() turned true; the next call goes on.
     """
     if is_int8_store(checkpoint):
-        return checkpoint
+        return None
     try:
-        store = store_of_checkpoint(
+        return store_of_checkpoint(
             source,
             checkpoint,
             stores,
@@ -43,9 +42,7 @@ def stored_checkpoint(
             dtype=plain_dtype(device),
         )
     except StoreUnsupportedError:
-        return checkpoint
-    opened = replace(source, hub_id=None, folder=store.folder, revision=None)
-    return open_checkpoint(opened, on_progress=on_progress, should_stop=should_stop)
+        return None
 
 
 def prepare_for(

@@ -1,84 +1,32 @@
-"""The engine on stock transformers: int8 weights, whole, on one device."""
+"""The engine that runs static micro-batches through transformers' own generate()."""
 
 from __future__ import annotations
 
 import gc
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from worker.engine.batch_generation import BatchGenerator, RunModel, special_tokens_of
-from worker.engine.checkpoint import open_checkpoint
 from worker.engine.engine import (
     GenerationRequest,
     GenerationResult,
     LoadedModel,
-    LoadProgress,
     MicroBatch,
-    ModelSource,
     RequestError,
     RequestFeed,
 )
 from worker.engine.families import family_of
-from worker.engine.int8_model import DeviceChoice, Int8Model, choose_device, load_int8
+from worker.engine.int8_model import Int8Model
 from worker.engine.micro_batches import longest_first, take_micro_batch
 from worker.engine.prompt_encoding import EncodedPrompt, PromptEncoder, RefusedPromptError
-from worker.engine.stored_checkpoint import stored_checkpoint
 
 DEFAULT_MICRO_BATCH_ROWS = 16
 # Taken off the feed together, so that rows of like length can be put together.
 REQUESTS_AT_ONCE = 256
-
-
-def load_engine(
-    source: ModelSource,
-    *,
-    on_progress: Callable[[LoadProgress], None],
-    should_stop: Callable[[], bool],
-    device: DeviceChoice = "auto",
-    micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
-    stores: Path | None = None,
-) -> TransformersEngine:
-    """Load a model as int8 onto the GPU if there is one, else onto the CPU.
-
-    With a folder for stores, it is loaded from its int8 store there, which is
-    made first where there is none.
-
-    Raises:
-        ModelLoadError: It cannot be loaded.
-        LoadInterruptedError: should_stop() turned true on the way.
-    """
-    started = time.perf_counter()
-    chosen = choose_device(device)
-    checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
-    if stores is not None:
-        checkpoint = stored_checkpoint(
-            source, checkpoint, stores, chosen, on_progress=on_progress, should_stop=should_stop
-        )
-    loaded = load_int8(checkpoint, chosen, on_progress=on_progress, should_stop=should_stop)
-    context_tokens = family_of(checkpoint.config).context_tokens(
-        checkpoint.config,
-        tokenizer_limit=loaded.tokenizer.model_max_length,
-        catalogue_limit=source.context_tokens,
-    )
-    description = LoadedModel(
-        alias=source.alias,
-        device=str(chosen),
-        architecture=type(loaded.model).__name__,
-        parameter_count=sum(parameter.numel() for parameter in loaded.model.parameters()),
-        weight_bytes=_weight_bytes(loaded.model),
-        load_seconds=time.perf_counter() - started,
-        context_tokens=context_tokens,
-        compute_mode="llm_int8",
-    )
-    on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
-    return TransformersEngine(loaded, description, micro_batch_rows=micro_batch_rows)
 
 
 class TransformersEngine:
@@ -101,6 +49,7 @@ class TransformersEngine:
             raise ValueError(f"micro_batch_rows is {micro_batch_rows} and must be at least 1")
         self._model = description
         self._rows = micro_batch_rows
+        self._free = loaded.free
         family = family_of(loaded.model.config)
         special_tokens = special_tokens_of(loaded.model, loaded.tokenizer)
         # generate() fills what a call leaves open from here.
@@ -163,6 +112,7 @@ class TransformersEngine:
     def close(self) -> None:
         """Free everything the model holds, on every device."""
         self._batches = None
+        self._free()
         gc.collect()
         _empty_cache()
 
@@ -267,14 +217,6 @@ def _errors_only(results: Sequence[GenerationResult], *, rows: int) -> MicroBatc
         prefill_seconds=0.0,
         decode_seconds=0.0,
     )
-
-
-def _weight_bytes(model: Any) -> int:
-    """Bytes of parameters, buffers and int8 scales; a tied head counts once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    scales = (getattr(parameter, "SCB", None) for parameter in model.parameters())
-    tensors += [scale for scale in scales if scale is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _empty_cache() -> None:

@@ -82,7 +82,7 @@ def bench(sqlite_database: Database, settings: Settings, monkeypatch: pytest.Mon
     engine = ScriptedEngine()
     loader = ScriptedLoader(engine)
     # In the place of the engine on transformers, so that torch is not imported.
-    stand_in = ModuleType("worker.engine.transformers_engine")
+    stand_in = ModuleType("worker.engine.load_engine")
     stand_in.load_engine = loader  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     register_worker(
@@ -302,13 +302,15 @@ def test_another_model_s_turn_frees_the_first(bench: Bench) -> None:
 def test_the_line_s_parameters_go_before_the_job_s_and_those_before_the_defaults(
     bench: Bench,
 ) -> None:
-    job = new_job(1, parameters={"temperature": 0.5, "top_k": 7, "stop": ["."]})
+    job = new_job(
+        1, parameters={"temperature": 0.5, "top_k": 7, "stop": ["."], "eos_token_ids": []}
+    )
     line = PromptRequest(
         line=1,
         custom_id=None,
         prompt="hello",
         messages=None,
-        parameters={"temperature": 1.5, "seed": 3},
+        parameters={"temperature": 1.5, "seed": 3, "logprobs": 2, "echo": True},
     )
     bench.run(submit_job(bench.database, job, [line]).job_id)
     (request,) = bench.engine.seen
@@ -321,6 +323,9 @@ def test_the_line_s_parameters_go_before_the_job_s_and_those_before_the_defaults
         repetition_penalty=1.0,
         stop=(".",),
         seed=3,
+        eos_token_ids=(),
+        logprobs=2,
+        echo=True,
     )
 
 

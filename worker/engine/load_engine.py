@@ -1,0 +1,194 @@
+"""Loading a model for a worker: its int8 store, a plan, and an engine around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from worker.engine.batch_limits import BatchLimits
+from worker.engine.checkpoint import Checkpoint, open_checkpoint
+from worker.engine.engine import Engine, LoadedModel, LoadProgress, ModelLoadError, ModelSource
+from worker.engine.families import family_of
+from worker.engine.int8_linear import ComputeMode
+from worker.engine.int8_model import (
+    DeviceChoice,
+    Int8Model,
+    choose_device,
+    load_int8,
+    load_tokenizer,
+    plain_dtype,
+)
+from worker.engine.int8_store import Int8Store
+from worker.engine.model_demands import Workload
+from worker.engine.placed_model import DEFAULT_DISK_READERS, place_model
+from worker.engine.plan import Plan
+from worker.engine.store_placement import (
+    DEFAULT_WORKLOAD,
+    PlacementOptions,
+    limits_of,
+    plan_store,
+)
+from worker.engine.stored_checkpoint import store_for
+from worker.engine.stored_model import OpenedStore, open_store
+from worker.engine.transformers_engine import DEFAULT_MICRO_BATCH_ROWS, TransformersEngine
+
+CacheKind = Literal["float", "int8"]
+
+
+def load_engine(
+    source: ModelSource,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+    device: DeviceChoice = "auto",
+    stores: Path | None = None,
+    micro_batch_rows: int | None = None,
+    compute_mode: ComputeMode = "llm_int8",
+    gpu_bytes: int | None = None,
+    cpu_bytes: int | None = None,
+    kv_cache: CacheKind = "float",
+    disk_readers: int = DEFAULT_DISK_READERS,
+    throughputs_cache: Path | None = None,
+    workload: Workload = DEFAULT_WORKLOAD,
+) -> Engine:
+    """Load a model as int8, split over GPU, RAM and disk as its plan says.
+
+    Args:
+        source: The model.
+        on_progress: Told how far downloading, preparing and loading are.
+        should_stop: Asked on the way.
+        device: Where to compute; "auto" takes the GPU if there is one.
+        stores: The folder of int8 stores; the model's is made there first if
+            need be. None loads the checkpoint itself, whole, onto the device.
+        micro_batch_rows: A cap on the rows that are alive at once.
+        compute_mode: How int8 linears multiply.
+        gpu_bytes: For weights, cache and computing; None for what is free.
+        cpu_bytes: For weights in RAM; None for what is free.
+        kv_cache: How keys and values are kept.
+        disk_readers: Threads that read from disk.
+        throughputs_cache: Where measured rates are kept.
+        workload: The rows to plan for.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+        LoadInterruptedError: should_stop() turned true on the way.
+    """
+    started = time.perf_counter()
+    chosen = choose_device(device)
+    options = PlacementOptions(
+        gpu_bytes=gpu_bytes,
+        cpu_bytes=cpu_bytes,
+        mode=compute_mode,
+        disk_readers=disk_readers,
+        throughputs_cache=throughputs_cache,
+        workload=workload,
+    )
+    checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
+    hooks = _Hooks(on_progress, should_stop)
+    store = stores and store_for(
+        source, checkpoint, stores, chosen, on_progress=on_progress, should_stop=should_stop
+    )
+    if store:
+        opened, tokenizer = _open(source, store, chosen, hooks)
+        plan = plan_store(opened, options)
+        loaded = _place(opened, tokenizer, plan, options, hooks)
+        limits = limits_of(plan, micro_batch_rows)
+    else:
+        loaded = _load_whole(checkpoint, chosen, compute_mode, hooks)
+        limits = BatchLimits(rows=micro_batch_rows or DEFAULT_MICRO_BATCH_ROWS)
+    description = _describe(source, loaded, compute_mode, time.perf_counter() - started)
+    on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
+    return make_engine(loaded, description, limits=limits, kv_cache=kv_cache)
+
+
+def make_engine(
+    loaded: Int8Model, description: LoadedModel, *, limits: BatchLimits, kv_cache: CacheKind
+) -> Engine:
+    """The engine for a loaded model."""
+    return TransformersEngine(loaded, description, micro_batch_rows=limits.rows)
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """What whoever asked for the model wants to hear and to say."""
+
+    on_progress: Callable[[LoadProgress], None]
+    should_stop: Callable[[], bool]
+
+
+def _open(
+    source: ModelSource, store: Int8Store, device: torch.device, hooks: _Hooks
+) -> tuple[OpenedStore, Any]:
+    """The store and its tokenizer."""
+    checkpoint = open_checkpoint(
+        ModelSource(alias=source.alias, folder=store.folder),
+        on_progress=hooks.on_progress,
+        should_stop=hooks.should_stop,
+    )
+    opened = open_store(
+        store, source.alias, checkpoint.config, device=device, dtype=plain_dtype(device)
+    )
+    return opened, load_tokenizer(checkpoint)
+
+
+def _place(
+    opened: OpenedStore, tokenizer: Any, plan: Plan, options: PlacementOptions, hooks: _Hooks
+) -> Int8Model:
+    placed = place_model(
+        opened,
+        plan.homes,
+        mode=options.mode,
+        on_progress=hooks.on_progress,
+        should_stop=hooks.should_stop,
+        disk_readers=options.disk_readers,
+    )
+    return Int8Model(
+        model=placed.model,
+        tokenizer=tokenizer,
+        device=opened.device,
+        passes=placed.passes,
+        layout=placed.layout,
+        free=placed.close,
+    )
+
+
+def _load_whole(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    mode: ComputeMode,
+    hooks: _Hooks,
+) -> Int8Model:
+    """As transformers loads it: a checkpoint that no store of ours can be made of."""
+    if mode != "llm_int8":
+        raise ModelLoadError(
+            f"{checkpoint.folder} has no int8 store of this project's, and without one the model "
+            f"computes in llm_int8 only, not in {mode}; set the compute mode to llm_int8"
+        )
+    return load_int8(
+        checkpoint, device, on_progress=hooks.on_progress, should_stop=hooks.should_stop
+    )
+
+
+def _describe(
+    source: ModelSource, loaded: Int8Model, mode: ComputeMode, seconds: float
+) -> LoadedModel:
+    config: Any = loaded.model.config
+    return LoadedModel(
+        alias=source.alias,
+        device=str(loaded.device),
+        architecture=type(loaded.model).__name__,
+        parameter_count=loaded.parameter_count,
+        weight_bytes=loaded.weight_bytes,
+        load_seconds=seconds,
+        context_tokens=family_of(config).context_tokens(
+            config,
+            tokenizer_limit=loaded.tokenizer.model_max_length,
+            catalogue_limit=source.context_tokens,
+        ),
+        compute_mode=mode,
+    )

@@ -1,0 +1,189 @@
+"""A transformers model whose tensors are views of a loaded store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+
+from worker.engine.block_file import block_names, open_block
+from worker.engine.engine import ModelLoadError
+from worker.engine.int8_linear import ComputeMode, Float32Int8Linear, Int8Linear
+from worker.engine.int8_store import Int8Store
+from worker.engine.library_noise import quiet_libraries
+from worker.engine.model_layout import ModelLayout, TensorLayout, layout_of_skeleton
+from worker.engine.model_skeleton import default_dtype, int8_skeleton
+
+# Views of one block's tensors, by their names in the store's files.
+Views = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredLayout:
+    """What a store holds, in the model's terms.
+
+    Attributes:
+        layout: Its blocks.
+        ties: For each alias of a tied weight, the name it shares.
+    """
+
+    layout: ModelLayout
+    ties: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedStore:
+    """A store and what it is to become.
+
+    Attributes:
+        store: Complete.
+        alias: The model's, for messages.
+        config: The store's.
+        stored: What it holds.
+        device: Where to compute.
+        dtype: Of what is not int8.
+    """
+
+    store: Int8Store
+    alias: str
+    config: Any
+    stored: StoredLayout
+    device: torch.device
+    dtype: torch.dtype
+
+
+def open_store(
+    store: Int8Store, alias: str, config: Any, *, device: torch.device, dtype: torch.dtype
+) -> OpenedStore:
+    """Find out what a store holds, from the headers of its files.
+
+    Raises:
+        ModelLoadError: A file is missing or damaged, or lacks a tensor.
+    """
+    with ExitStack() as files:
+        blocks = [
+            open_block(store.folder, name, store.manifest, files)
+            for name in block_names(store.manifest)
+        ]
+        names = [p.name for block in blocks for seg in block.segments for p in seg.places]
+    stored = stored_layout(config, names, dtype=dtype)
+    return OpenedStore(
+        store=store, alias=alias, config=config, stored=stored, device=device, dtype=dtype
+    )
+
+
+def stored_layout(config: Any, names: Iterable[str], *, dtype: torch.dtype) -> StoredLayout:
+    """Lay out a store's model.
+
+    Args:
+        config: The store's configuration.
+        names: Of the tensors in its files. What of a tied weight is not among
+            them is an alias, whatever the configuration says.
+        dtype: Of what is not int8.
+
+    Raises:
+        ModelLoadError: The store lacks a tensor.
+    """
+    in_store = set(names)
+    model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=False)
+    tied = model.all_tied_weights_keys
+    whole = layout_of_skeleton(model, dtype=dtype, left_out=())
+    missing = [each for each in whole.tensors if not in_store & {each.name, each.model_name}]
+    aliases = {each.model_name for each in missing if each.model_name in tied}
+    lacking = [each.name for each in missing if each.model_name not in aliases]
+    if lacking:
+        raise ModelLoadError(
+            f"the store lacks {len(lacking)} tensors of the model's architecture, {lacking[0]} "
+            "first; remove its folder, and `tgp-jobs prepare` makes it again"
+        )
+    return StoredLayout(
+        layout=layout_of_skeleton(model, dtype=dtype, left_out=aliases),
+        ties={alias: tied[alias] for alias in aliases},
+    )
+
+
+def empty_model(config: Any, *, dtype: torch.dtype) -> Any:
+    """A model in evaluation mode with real buffers, and parameters without memory.
+
+    Buffers that no file holds, such as rotary frequencies, are computed when a
+    model is built; on the meta device they would be lost.
+    """
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with quiet_libraries(), default_dtype(dtype), init_empty_weights(include_buffers=False):
+        return auto_class.from_config(config, dtype=dtype).eval()
+
+
+def put_int8_linears(
+    model: Any, stored: StoredLayout, *, mode: ComputeMode, in_float32: Callable[[str], bool]
+) -> None:
+    """Replace the linears that are int8 in the store.
+
+    Args:
+        model: From empty_model.
+        stored: Says which they are.
+        mode: How they multiply.
+        in_float32: Whether a tensor's linear has to multiply in float32.
+    """
+    for tensor in stored.layout.tensors:
+        if tensor.quantised:
+            kind = Float32Int8Linear if in_float32(tensor.name) else Int8Linear
+            out_features, in_features = tensor.shape
+            name = tensor.model_name.rpartition(".")[0]
+            model.set_submodule(name, kind(in_features, out_features, mode=mode))
+
+
+def assign(model: Any, tensors: Iterable[TensorLayout], views: Views) -> None:
+    """Make a block's views the model's tensors; a block's format marks are left out.
+
+    Raises:
+        ModelLoadError: A tensor has another shape or dtype than the model's.
+    """
+    for tensor in tensors:
+        if tensor.role == "format":
+            continue
+        view = views[tensor.name if tensor.name in views else tensor.model_name]
+        if tuple(view.shape) != tensor.shape or view.dtype != tensor.dtype:
+            raise ModelLoadError(
+                f"the store holds {tensor.name} as {view.dtype} {list(view.shape)}, and the model "
+                f"wants {tensor.dtype} {list(tensor.shape)}; remove the store's folder, and "
+                "`tgp-jobs prepare` makes it again"
+            )
+        set_tensor(model, tensor.model_name, view)
+
+
+def set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
+    """Put a tensor in the place of a parameter or a buffer."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def finish_model(model: Any, ties: Mapping[str, str], device: torch.device, folder: Path) -> None:
+    """Tie what is tied, move computed buffers to the device and read generation settings.
+
+    Raises:
+        ModelLoadError: Something was not given a tensor.
+    """
+    for alias, name in ties.items():
+        owner_name, _, leaf = name.rpartition(".")
+        shared = getattr(model.get_submodule(owner_name), leaf)
+        if isinstance(shared, torch.nn.Parameter):
+            set_tensor(model, alias, shared.data)
+    for module in model.modules():
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and buffer.device != device:
+                module._buffers[leaf] = buffer.to(device)
+    empty = [name for name, each in model.named_parameters() if each.is_meta]
+    if empty:
+        raise ModelLoadError(f"the store has nothing for {empty[0]} and {len(empty) - 1} more")
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
