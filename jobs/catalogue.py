@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.errors import CatalogueError, UnknownModelError
 from jobs.packaged import PACKAGE, packaged_folder
-from jobs.settings import Settings
+from jobs.settings import Settings, expanded_path
 
 # An alias is part of a queue's name and of file names.
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -125,8 +125,13 @@ def _entry(path: Path, alias: str, table: Any) -> CatalogueModel:
         raise CatalogueError(f"{where}: expected exactly one of hub_id and folder")
     if folder is not None:
         # Relative to the file that names it, so a catalogue can travel with its models.
-        values["folder"] = (path.parent / Path(folder).expanduser()).absolute()
+        try:
+            values["folder"] = (path.parent / expanded_path(folder)).absolute()
+        except ValueError as error:
+            raise CatalogueError(f"{where}: folder: expected {error}") from None
     if packaged is not None:
+        if not ALIAS.fullmatch(packaged):
+            raise CatalogueError(f"{where}: packaged: {packaged!r} is no model of the program's")
         checkpoints = packaged_folder(in_wheel="checkpoints", in_checkout="examples/checkpoints")
         values["folder"] = checkpoints / packaged
     return CatalogueModel(alias=alias, **values)

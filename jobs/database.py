@@ -25,6 +25,8 @@ from jobs.settings import Settings, make_home, redact_url
 
 # How long a writer waits for another before it gives up, on SQLite.
 BUSY_TIMEOUT_SECONDS = 60.0
+# SQLSTATE insufficient_privilege: a table or a schema that the role may not use.
+NO_PRIVILEGE = "42501"
 # Any number does, as long as it is ours: it keeps two upgrades apart on Postgres.
 MIGRATION_LOCK_KEY = 7_461_706_562
 
@@ -45,10 +47,16 @@ class Database:
             raise SettingsError(f"database_url: {redact_url(url)!r} is not a URL") from None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._pooled = pooled
-        self._writer = self._create_engine("BEGIN IMMEDIATE")
-        # On Postgres one engine serves both; on SQLite a reader must not take
-        # the write lock, and a deferred transaction must never turn into a writer.
-        self._reader = self._create_engine("BEGIN") if self.is_sqlite else self._writer
+        try:
+            self._writer = self._create_engine("BEGIN IMMEDIATE")
+            # On Postgres one engine serves both; on SQLite a reader must not take
+            # the write lock, and a deferred transaction must never turn into a writer.
+            self._reader = self._create_engine("BEGIN") if self.is_sqlite else self._writer
+        except (ArgumentError, ValueError, TypeError):
+            raise SettingsError(
+                f"database_url: {self.shown_url!r} is not usable; expected sqlite:////PATH or "
+                "postgresql://USER:PASSWORD@HOST:PORT/NAME, with options that the driver knows"
+            ) from None
 
     def _create_engine(self, begin: str) -> Engine:
         options: dict[str, Any] = {} if self._pooled else {"poolclass": NullPool}
@@ -98,8 +106,8 @@ class Database:
             with engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if isinstance(error, (IntegrityError, ProgrammingError, DataError)):
-                raise  # a statement's fault, not the database's
+            if _is_a_statement_s_fault(error):
+                raise
             raise DatabaseUnavailableError(
                 f"the database {self.shown_url} failed: {_first_line(error)}; "
                 "`tgp-jobs doctor` checks it"
@@ -128,6 +136,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _without_foreign_keys(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA foreign_keys=OFF")
+
+
+def _is_a_statement_s_fault(error: DBAPIError) -> bool:
+    """Whether it is our mistake, and not the database's state or its address."""
+    if error.statement is None or getattr(error.orig, "sqlstate", None) == NO_PRIVILEGE:
+        return False
+    return isinstance(error, (IntegrityError, ProgrammingError, DataError))
 
 
 def _first_line(error: DBAPIError) -> str:

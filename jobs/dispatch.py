@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from jobs.database import Database
-from jobs.errors import QueueUnavailableError
+from jobs.errors import QueueUnavailableError, SettingsError
 from jobs.settings import Settings, redact_url
 from jobs.store import publishing
 from jobs.store.records import PublishableShard
@@ -97,6 +97,7 @@ class Dispatcher:
 
         Raises:
             QueueUnavailableError: Redis cannot be reached.
+            SettingsError: Its URL cannot be used.
         """
         with self._connected():
             pass
@@ -120,20 +121,13 @@ class Dispatcher:
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
         """The connection to Redis, open; any failure of it in our words."""
-        from kombu import Connection
         from kombu.exceptions import OperationalError
         from redis.exceptions import RedisError
 
         if self._connection is None:
-            self._connection = Connection(
-                self._settings.effective_redis_url,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                # Somebody waits for the answer, and the sweeper tries again anyway:
-                # kombu's own three attempts took six seconds to find a closed port.
-                transport_options=transport_options() | {"max_retries": 0},
-            )
+            self._connection = new_connection(self._settings)
         try:
-            self._connection.ensure_connection(max_retries=0, timeout=CONNECT_TIMEOUT_SECONDS)
+            _open(self._connection, self._settings)
             yield self._connection
         except (OperationalError, RedisError, OSError) as error:
             self.close()
@@ -141,6 +135,42 @@ class Dispatcher:
                 f"Redis at {redact_url(self._settings.effective_redis_url)} cannot be reached "
                 f"({_reason(error)}); `tgp-jobs doctor` says how to mend it"
             ) from error
+
+
+def new_connection(settings: Settings) -> Connection:
+    """A connection to Redis that is not open yet.
+
+    Raises:
+        SettingsError: The URL means nothing to kombu.
+    """
+    from kombu import Connection
+
+    with _url_refused(settings):
+        return Connection(
+            settings.effective_redis_url,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            # Somebody waits for the answer, and the sweeper tries again anyway:
+            # kombu's own three attempts took six seconds to find a closed port.
+            transport_options=transport_options() | {"max_retries": 0},
+        )
+
+
+def _open(connection: Connection, settings: Settings) -> None:
+    with _url_refused(settings):
+        connection.ensure_connection(max_retries=0, timeout=CONNECT_TIMEOUT_SECONDS)
+
+
+@contextmanager
+def _url_refused(settings: Settings) -> Iterator[None]:
+    """Whatever kombu and the Redis client raise of a URL they cannot read, in our words."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # Not the error's own words, which may hold any part of the URL.
+        raise SettingsError(
+            f"redis_url: {redact_url(settings.effective_redis_url)!r} is not usable; expected "
+            "redis://:PASSWORD@HOST:PORT/NUMBER, with options that the Redis client knows"
+        ) from error
 
 
 def _publish(producer: Producer, shard: PublishableShard) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from platformdirs import user_data_path
 
 from jobs.errors import SettingsError
+from jobs.wording import describe
 
 Device = Literal["auto", "cuda", "cpu"]
 
@@ -26,11 +27,37 @@ ENVIRONMENT_PREFIX = "TGP_"
 LONGEST_SOCKET_PATH_BYTES = 100
 # From the first colon after the user to the last @: a password may hold any of "/?#@".
 _PASSWORD = re.compile(r"^((?:[A-Za-z][\w+.-]*://)?[^/:@]*:)(?!//).+@", re.DOTALL)
-_QUERY_PASSWORD = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+# Without an @, as where the host was forgotten: whatever stands for a port and is none.
+_FORGOTTEN_HOST = re.compile(r"^([A-Za-z][\w+.-]*://[^/:\[?#]*:)(?!\d*(?:[/?#]|$)).*", re.DOTALL)
+_URL_IN_TEXT = re.compile(r"([A-Za-z][\w+.-]*://[^\s/:@]*:)[^\s@]+@")
+_KEY_AND_VALUE = re.compile(r"(?P<key>[^\s=&?;]+)(?P<is>\s*=\s*)(?P<value>[^\s&;]+)")
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    return expanded_path(text).absolute()
+
+
+def expanded_path(text: str | Path) -> Path:
+    """The path with the home directory in the place of ~.
+
+    Raises:
+        ValueError: It can be no file's path; the text says what was expected.
+    """
+    shown = str(text)
+    if "\0" in shown or not _is_text(shown):
+        raise ValueError("a path in UTF-8 without NUL characters")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("a path whose ~ is the home directory of a user there is") from None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of the environment that are no UTF-8
+        return False
+    return True
 
 
 def _between(low: float, high: float, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -67,6 +94,8 @@ def _url(*schemes: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str) or not value.startswith(tuple(f"{s}://" for s in schemes)):
             raise ValueError(expected)
+        if not value.isprintable() or " " in value:
+            raise ValueError("a URL that spells spaces and control characters with %")
         try:
             parts = urlsplit(value)
         except ValueError:
@@ -75,6 +104,10 @@ def _url(*schemes: str) -> Callable[[Any], str]:
             _ = parts.port
         except ValueError:
             raise ValueError("a URL whose port is a number") from None
+        if parts.netloc.count("@") > 1:
+            # Libraries differ in which one ends the password, and the rest of
+            # it would be shown as a host.
+            raise ValueError("a URL that spells an @ in a password as %40")
         return value
 
     return check
@@ -186,8 +219,9 @@ def load_settings(
         try:
             values[name] = known[name].metadata["parse"](value)
         except ValueError as error:
-            shown = redact_url(value) if name.endswith("_url") else value
-            raise SettingsError(f"{source}: {shown!r} is not usable; expected {error}") from None
+            # Nothing of a list: a URL in it would be shown whole.
+            shown = repr(redact_url(value)) if isinstance(value, str) else describe(value)
+            raise SettingsError(f"{source}: {shown} is not usable; expected {error}") from None
 
     # home decides where the TOML file is, so it is resolved before it.
     environment_home = environ.get(f"{ENVIRONMENT_PREFIX}HOME") or None
@@ -199,14 +233,17 @@ def load_settings(
         values["home"] = default_home()
     home = values["home"]
 
-    path = _path(environ.get("TGP_CONFIG") or str(home / "config.toml"))
+    try:
+        path = _path(environ.get("TGP_CONFIG") or str(home / "config.toml"))
+    except ValueError as error:
+        raise SettingsError(f"TGP_CONFIG: expected {error}") from None
     for name, value in _read_toml(path, required=bool(environ.get("TGP_CONFIG"))).items():
         if name not in known or name == "home":
             names = ", ".join(sorted(set(known) - {"home"}))
             raise SettingsError(f"{path}: unknown setting {name!r}; known: {names}")
         if known[name].metadata["parse"] is _text_path and isinstance(value, str):
             # A path in a file is meant from that file's folder, wherever one stands.
-            value = path.parent / Path(value).expanduser() if value else value  # noqa: PLW2901
+            value = _from_folder(path, name, value)  # noqa: PLW2901
         take(name, value, f"{path}: {name}")
     for name in known:
         variable = ENVIRONMENT_PREFIX + name.upper()
@@ -216,6 +253,13 @@ def load_settings(
         if value is not None and name != "home":
             take(name, value, "--" + name.replace("_", "-"))
     return Settings(**values)
+
+
+def _from_folder(path: Path, name: str, value: str) -> str | Path:
+    try:
+        return path.parent / expanded_path(value) if value else value
+    except ValueError as error:
+        raise SettingsError(f"{path}: {name}: expected {error}") from None
 
 
 def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
@@ -241,4 +285,19 @@ def redact_url(url: Any) -> str:
     By pattern rather than by parsing, since what cannot be parsed is what
     messages are about; it hides too much rather than too little.
     """
-    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***@", str(url), count=1))
+    hidden = _PASSWORD.sub(r"\1***@", str(url), count=1)
+    if "@" not in hidden:
+        hidden = _FORGOTTEN_HOST.sub(r"\1***", hidden)
+    return _KEY_AND_VALUE.sub(_hidden_if_secret, hidden)
+
+
+def redact_text(text: str) -> str:
+    """A text with the passwords of the URLs in it replaced."""
+    return _KEY_AND_VALUE.sub(_hidden_if_secret, _URL_IN_TEXT.sub(r"\1***@", text))
+
+
+def _hidden_if_secret(match: re.Match[str]) -> str:
+    # The key may be percent-encoded, which libraries undo.
+    key = unquote(match["key"]).lower()
+    is_secret = any(word in key for word in ("pass", "pwd", "secret", "token"))
+    return f"{match['key']}{match['is']}***" if is_secret else match[0]

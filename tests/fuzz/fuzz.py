@@ -21,17 +21,13 @@ def run_all(seconds: str, names: list[str]) -> None:
 
     for name in names or TARGETS:
         command = [sys.executable, "-m", "tests.fuzz.fuzz", ONE, seconds, name]
-        done = subprocess.run(
-            command,
-            stdout=subprocess.DEVNULL,  # the worker's log
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        with tempfile.TemporaryFile() as output:  # some targets log a line per input
+            done = subprocess.run(command, stdout=output, stderr=output, check=False)
+            output.seek(0)
+            lines = output.read().decode(errors="replace").splitlines()
         if done.returncode:
-            sys.exit(f"{name}: {done.stderr[-4000:]}")
-        words = [line.split() for line in done.stderr.splitlines() if line.startswith("stat::")]
+            sys.exit("\n".join([name, *lines[-40:]]))
+        words = [line.split() for line in lines if line.startswith("stat::")]
         facts = {each[0].removeprefix("stat::").rstrip(":"): each[1] for each in words}
         runs, kept = facts["number_of_executed_units"], facts["new_units_added"]
         print(f"{name}: {runs} inputs in {seconds} s, {kept} reached new lines, no exception")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jobs.catalogue import load_catalogue
 from jobs.database import Database, open_database
-from jobs.dispatch import TASK_NAME
+from jobs.dispatch import TASK_NAME, new_connection
 from jobs.errors import PromptFileError, SettingsError, TgpError
 from jobs.prompt_file import PromptFile
 from jobs.settings import Settings, load_settings
@@ -95,9 +95,7 @@ def settings_environment(content: bytes) -> None:
 
 def use(settings: Settings) -> None:
     """Build from accepted settings what every command builds, without connecting."""
-    from kombu import Connection
-
-    Connection(settings.effective_redis_url, transport_options={}).as_uri()
+    new_connection(settings).as_uri()
     database = Database(settings.effective_database_url)
     database.shown_url.encode("utf-8", "backslashreplace")
     database.close()

@@ -29,6 +29,13 @@ def manifest(**changes: object) -> bytes:
 NESTED = b'{"a":' * 100_000
 # Each raised something else than a refusal, or was taken, before it was mended.
 FOUND = [
+    ("settings_environment", b"TGP_STORES=~nobody-of-that-name"),
+    ("settings_environment", b"TGP_REDIS_URL=redis://:p@h\xe4:/0"),
+    ("settings_environment", b"TGP_REDIS_URL=redis://h/0?virtual_host=1"),
+    ("settings_environment", b"TGP_DATABASE_URL=sqlite://h/x.db"),
+    ("settings_file", b'database_url = "sqlite:///x.db?timeout=abc"'),
+    ("settings_file", b'stores = "~nobody-of-that-name"'),
+    ("catalogue", b'[models.a]\nfolder = "~nobody-of-that-name"'),
     ("message", b"[[1333333333333333333333333333], {}]"),
     ("message", b"[[2147483648], {}]"),
     ("store_header", NESTED),

@@ -183,9 +183,23 @@ def test_a_bad_variable_is_named(home: Path) -> None:
         "http://user:p@hunter2@host/0",
         "http://host/db?password=hunter2&x=1",
         "http://[:hunter2@host/0",
+        # What one library takes for the password's end another takes for the host's.
+        "redis://:p@hunter2@host/0",
+        "postgresql://user:p@hunter2@host/0",
+        # The host was forgotten, or the scheme, or the URL is no URL.
+        "redis://user:hunter2",
+        "postgresql://user:hunter2/db",
+        "host=db user=u password=hunter2",
+        "host=db password = hunter2 user=u",
+        "redis://host:port/0?pass%77ord=hunter2",
+        "postgresql://host:port/db?sslpassword=hunter2",
+        "redis://host:port/0?passwd=hunter2#",
+        "redis://host/ 0?token=hunter2",
+        ["redis://:hunter2@host/0"],
+        {"url": "redis://:hunter2@host/0"},
     ],
 )
-def test_no_password_is_shown_when_a_url_is_refused(home: Path, url: str) -> None:
+def test_no_password_is_shown_when_a_url_is_refused(home: Path, url: object) -> None:
     for name in ("redis_url", "database_url"):
         assert "hunter2" not in refusal({"home": home, name: url})
 
@@ -203,6 +217,9 @@ def test_no_password_is_shown_when_a_url_is_refused(home: Path, url: str) -> Non
             "postgresql://h/db?user=u&password=***&x=1",
         ),
         ("redis+socket:///run/r.sock", "redis+socket:///run/r.sock"),
+        ("redis://:hun%40ter%2F@[::1]:6379/0", "redis://:***@[::1]:6379/0"),
+        ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
+        ("redis://host/0?pass%77ord=hunter2", "redis://host/0?pass%77ord=***"),
         ("sqlite:////srv/a@b:c.db", "sqlite:////srv/a@b:c.db"),
     ],
 )
