@@ -7,7 +7,7 @@ import click
 from cli.examples import examples
 from cli.ledger import connect_ledger
 from cli.options import json_option, settings_options
-from cli.output import print_json
+from cli.output import print_json, say
 from jobs.database import Database, schema_revision
 from jobs.database import upgrade as upgrade_schema
 from jobs.models import SCHEMA_REVISION
@@ -42,9 +42,9 @@ def upgrade(*, settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json(_document(database, after) | {"upgraded": before != after})
     elif before == after:
-        click.echo(f"{database.shown_url} is at {after} already")
+        say(f"{database.shown_url} is at {after} already")
     else:
-        click.echo(f"{database.shown_url} went from {before or 'empty'} to {after}")
+        say(f"{database.shown_url} went from {before or 'empty'} to {after}")
 
 
 @db.command()
@@ -63,11 +63,9 @@ def current(context: click.Context, *, settings: Settings, as_json: bool) -> Non
     if as_json:
         print_json(_document(database, revision))
     elif is_newest:
-        click.echo(f"{revision} (the newest)")
+        say(f"{revision} (the newest)")
     else:
-        click.echo(
-            f"{revision or 'empty'}; this program needs {SCHEMA_REVISION}: tgp-jobs db upgrade"
-        )
+        say(f"{revision or 'empty'}; this program needs {SCHEMA_REVISION}: tgp-jobs db upgrade")
     context.exit(0 if is_newest else 1)
 
 

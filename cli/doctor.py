@@ -9,7 +9,7 @@ import click
 from cli.doctor_checks import Check, run_checks
 from cli.examples import examples
 from cli.options import json_option, settings_options
-from cli.output import note, print_json, print_table
+from cli.output import note, print_json, print_table, say
 from jobs.settings import Settings
 
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
@@ -37,7 +37,7 @@ def doctor(context: click.Context, *, settings: Settings, as_json: bool) -> None
         print_table(("", "CHECK", "FOUND"), map(_cells, checks))
         for check in checks:
             if check.mend:
-                click.echo(f"\nTo mend {check.name}: {check.mend}")
+                say(f"\nTo mend {check.name}: {check.mend}")
         if failed:
             note(f"\n{len(failed)} of {len(checks)} checks failed")
     context.exit(1 if failed else 0)

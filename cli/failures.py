@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import IO, Any
 
 import click
@@ -47,7 +48,9 @@ def reported(*, as_json: bool) -> Iterator[None]:
         ) from error
     except click.UsageError as error:
         if not as_json:
-            raise
+            # A shell's * may have put any file's name into the command line.
+            message = printable(error.format_message(), keep_newlines=True)
+            raise click.UsageError(message, error.ctx) from error
         raise Failure(error.format_message(), code="usage", exit_code=2, as_json=True) from error
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED_EXIT_CODE) from None
@@ -58,6 +61,18 @@ def reported(*, as_json: bool) -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
         raise Failure(f"{where}{reason}", code="os_error", exit_code=1, as_json=as_json) from error
+
+
+def show_unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A mistake of ours: its traceback, without passwords and escapes for terminals."""
+    import traceback
+
+    from jobs.settings import redact_text
+
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    click.echo(printable(redact_text(lines), keep_newlines=True), err=True, nl=False)
 
 
 def _let_go_of_stdout() -> None:

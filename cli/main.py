@@ -8,6 +8,7 @@ import sys
 import click
 
 from cli.examples import examples
+from cli.failures import show_unexpected
 from cli.lazy_group import LazyCommand, LazyGroup
 
 COMMANDS = {
@@ -51,6 +52,7 @@ def main() -> None:
         # submit's CPU (0.55 s against 0.43 s) and frees nothing; commands that
         # loop turn it on again.
         gc.disable()
+    sys.excepthook = show_unexpected
     try:
         cli(prog_name="tgp-jobs")
     except KeyboardInterrupt:  # before a command was found

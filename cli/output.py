@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.wording import printable as printable  # noqa: PLC0414 - it is part of this interface
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 # JSON escapes the controls below U+0020 itself. Terminals act on U+009B as on
-# ESC [, and some readers of lines break them at U+2028 and U+2029.
-_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
+# ESC [, some readers of lines break them at U+2028 and U+2029, and bidirectional
+# marks show text in another order than it has.
+_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 PIPED_WIDTH = 400
 
 
@@ -32,21 +35,19 @@ def print_json(document: object) -> None:
     click.echo(json_text(document, indent=2).encode("utf-8", "backslashreplace"))
 
 
+def say(text: str = "") -> None:
+    """The command's answer to a person."""
+    click.echo(printable(text, keep_newlines=True))
+
+
+def print_value(text: str) -> None:
+    """The command's answer to a person or a script: exact where no terminal would act on it."""
+    click.echo(printable(text) if sys.stdout.isatty() else text)
+
+
 def note(text: str) -> None:
     """A remark for the person at the terminal."""
     click.echo(printable(text, keep_newlines=True), err=True)
-
-
-def printable(text: str, *, keep_newlines: bool = False) -> str:
-    """The text with every character that is not for showing spelt as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each
-        if each.isprintable() or (keep_newlines and each == "\n")
-        else each.encode("unicode_escape", "backslashreplace").decode()
-        for each in text
-    )
 
 
 def iso_time(moment: datetime | None) -> str | None:

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from cli.load_progress import size_text
-from cli.output import duration_text, print_fields, print_table
+from cli.output import duration_text, print_fields, print_table, say
 from worker.engine.plan import Home, Plan
 from worker.engine.plan_advice import advice, speed_text
 from worker.engine.plan_today import resident_plan
@@ -76,18 +74,18 @@ def _today_document(plan: Plan) -> dict[str, Any]:
 def print_plan(plan: Plan) -> None:
     """A plan for people."""
     work = plan.workload
-    click.echo(
+    say(
         f"{plan.model.name}: {work.prompt_tokens} prompt and {work.new_tokens} new tokens a row, "
         f"up to {work.shard_rows} rows ({plan.throughputs.name})\n"
     )
     print_table(("HOME", "SIZE", "BLOCKS"), _homes(plan), numbers=("SIZE",))
-    click.echo()
+    say()
     print_table(("RESOURCE", "USED", "OF", "FOR"), _uses(plan), numbers=("USED", "OF"))
-    click.echo()
+    say()
     print_fields(_predictions(plan))
-    click.echo(f"\n{advice(plan)}\n{PREDICTED}")
+    say(f"\n{advice(plan)}\n{PREDICTED}")
     if plan.slots:
-        click.echo(f"{NOT_YET} {_today_text(plan)}")
+        say(f"{NOT_YET} {_today_text(plan)}")
 
 
 def _today_text(plan: Plan) -> str:

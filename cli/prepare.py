@@ -9,7 +9,7 @@ import click
 from cli.examples import examples
 from cli.load_progress import LoadProgressDisplay, size_text
 from cli.options import json_option, settings_options
-from cli.output import note, print_json
+from cli.output import note, print_json, print_value
 from cli.worker_extra import require_engine
 from jobs.catalogue import CatalogueModel, find_model, load_catalogue
 from jobs.errors import BadInputError, TgpError
@@ -66,7 +66,7 @@ def prepare(*, model: str, verify: bool, settings: Settings, as_json: bool) -> N
     if as_json:
         print_json(_document(chosen.alias, prepared))
     else:
-        click.echo(str(prepared.folder))
+        print_value(str(prepared.folder))
 
 
 def _prepare(settings: Settings, model: CatalogueModel, *, verify: bool) -> PreparedModel:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cli.job_document import speed_text, state_text
-from cli.output import console, note
+from cli.output import console, note, printable
 from cli.stderr_bar import LINE_SECONDS, StderrBar
 from jobs.store.records import JobReport, ModelState
 
@@ -59,4 +59,5 @@ def _doing_text(job: JobReport, state: ModelState | None) -> str:
         parts.append(f"model {state_text(state)}")
     if speed := speed_text(job):
         parts.append(speed)
-    return ", ".join(parts)
+    # A worker's words go into it, and the bar writes them as they are.
+    return printable(", ".join(parts))

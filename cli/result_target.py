@@ -17,8 +17,8 @@ from jobs.errors import BadInputError
 
 Write = Callable[[str], None]
 STANDARD_OUTPUT = "-"
-# What a terminal would act on; line ends and tabs are harmless.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What a terminal would act on or show in another order; line ends and tabs are harmless.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _standard_output(*, live: bool) -> Iterator[Write]:
 
     def write(text: str) -> None:
         if is_terminal:
-            text = _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+            text = for_terminal(text)
         # As bytes, because results are UTF-8 whatever the locale says.
         binary.write(text.encode("utf-8", "backslashreplace"))
         if live or is_terminal:
@@ -69,10 +69,23 @@ def _standard_output(*, live: bool) -> Iterator[Write]:
     binary.flush()
 
 
+def for_terminal(text: str) -> str:
+    """The text with escapes, JSON's own where that is what it is, for what a terminal acts on."""
+    return _CONTROLS.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def _text(binary: BinaryIO, *, compressed: bool, live: bool) -> Iterator[Write]:
     stream = cast(BinaryIO, gzip.GzipFile(fileobj=binary, mode="wb")) if compressed else binary
+    is_terminal = stream.isatty()  # -o /dev/tty
 
     def write(text: str) -> None:
+        if is_terminal:
+            text = for_terminal(text)
         stream.write(text.encode("utf-8", "backslashreplace"))
         if live:
             stream.flush()

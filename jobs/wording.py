@@ -23,6 +23,22 @@ def describe(value: object) -> str:
     return repr(value)
 
 
+def printable(text: str, *, keep_newlines: bool = False) -> str:
+    """The text with every character that is not for showing spelt as an escape.
+
+    Besides what moves a terminal's cursor that is what reorders text
+    (bidirectional marks) and what cannot be seen.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each
+        if each.isprintable() or (keep_newlines and each == "\n")
+        else each.encode("unicode_escape", "backslashreplace").decode()
+        for each in text
+    )
+
+
 def text_problem(text: str) -> str | None:
     """Why a text cannot be stored or tokenised, if it cannot."""
     if "\0" in text:

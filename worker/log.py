@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+from jobs.wording import printable
+
+# An event of Celery's, or a traceback.
+MANY_LINES = ("event", "exception")
 
 Logger = structlog.stdlib.BoundLogger
 
@@ -28,7 +34,8 @@ def configure_logging(log_format: str, level: int = logging.INFO) -> None:
     ]
     renderer: Any
     if log_format == "json":
-        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
+        # In ASCII: exact for a program, and nothing that a terminal acts on.
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=True)
     else:
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False
@@ -41,6 +48,7 @@ def configure_logging(log_format: str, level: int = logging.INFO) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
+                *([] if log_format == "json" else [_for_terminal]),
                 renderer,
             ],
         )
@@ -59,6 +67,16 @@ def configure_logging(log_format: str, level: int = logging.INFO) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _for_terminal(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escapes for what a terminal would act on: fields hold words of clients and models."""
+    return {
+        key: printable(value, keep_newlines=key in MANY_LINES) if isinstance(value, str) else value
+        for key, value in event.items()
+    }
 
 
 def _lost_child_in_a_line(record: logging.LogRecord) -> bool:
