@@ -32,6 +32,7 @@ CSV_COLUMNS = (
     "error_code",
     "error_message",
 )
+CSV_LINE_END = "\r\n"
 # Index, end, tokens and the spaces between: what a table's texts leave free.
 TABLE_FIXED_WIDTH = 7 + 2 + 16 + 2 + 6 + 2 + 2
 LEAST_TABLE_WIDTH = 72
@@ -69,11 +70,13 @@ def result_document(job: JobReport, row: ResultRow) -> dict[str, Any]:
 def csv_lines(job: JobReport, rows: Iterable[ResultRow]) -> Iterator[str]:
     """A heading and a record per result; the messages of a chat are JSON."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    # With both in its line end the writer puts quotes around a carriage return,
+    # which a reader would otherwise take for the end of the record.
+    writer = csv.writer(buffer, lineterminator=CSV_LINE_END)
 
     def written(values: Iterable[object]) -> str:
         writer.writerow(values)
-        text = buffer.getvalue()
+        text = buffer.getvalue().removesuffix(CSV_LINE_END) + "\n"
         buffer.seek(0)
         buffer.truncate()
         return text
