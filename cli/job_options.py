@@ -9,11 +9,12 @@ import click
 
 from cli.new_job import JobOrder
 from cli.options import Command
+from jobs.parameter import Parameter
 from jobs.prompt_formats import READERS
-from jobs.spec import PARAMETERS, Parameter, ParameterError
+from jobs.spec import PARAMETERS, ParameterError
 from jobs.store.records import PRIORITIES
 
-METAVARS = {"integer": "N", "number": "X", "strings": "TEXT"}
+METAVARS = {"integer": "N", "number": "X", "strings": "TEXT", "token_ids": "IDS"}
 ORDER_FIELDS = ("model", "name", "priority", "idempotency_key", "input_format")
 
 
@@ -60,6 +61,15 @@ def _order_options() -> list[Any]:
 
 
 def _parameter_option(parameter: Parameter) -> Any:
+    if parameter.kind == "boolean":
+        # None where it is not given, so that a line's own value is told from it.
+        return click.option(
+            _flag(parameter.name),
+            parameter.name,
+            is_flag=True,
+            default=None,
+            help=f"{parameter.help[0].upper()}{parameter.help[1:]}.",
+        )
     limits = "may be repeated" if parameter.kind == "strings" else parameter.range_text
     default = "" if parameter.default is None else f", default {parameter.default:g}"
     return click.option(
@@ -83,6 +93,8 @@ def _parsed(texts: dict[str, Any]) -> dict[str, Any]:
             values[name] = (
                 parameter.parse(list(given))
                 if parameter.kind == "strings"
+                else given
+                if parameter.kind == "boolean"
                 else parameter.parse_text(given)
             )
         except ValueError as error:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from cli.output import json_text, printable
@@ -154,7 +155,11 @@ def _openai_body(job: JobReport, row: ResultRow, request_id: str) -> dict[str, A
     content: dict[str, Any] = (
         {"message": {"role": "assistant", "content": row.text}} if is_chat else {"text": row.text}
     )
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": row.finish_reason}
+    logprobs = None
+    if row.logprobs is not None:
+        shown = _chat_logprobs if is_chat else _completion_logprobs
+        logprobs = shown(row.logprobs)
+    choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": row.finish_reason}
     return {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
         "object": "chat.completion" if is_chat else "text_completion",
@@ -166,6 +171,37 @@ def _openai_body(job: JobReport, row: ResultRow, request_id: str) -> dict[str, A
             "completion_tokens": row.completion_tokens,
             "total_tokens": row.prompt_tokens + row.completion_tokens,
         },
+    }
+
+
+def _chat_logprobs(tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "content": [
+            _openai_logprob(each)
+            | {"top_logprobs": [_openai_logprob(likely) for likely in each["top"]]}
+            for each in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _openai_logprob(token: dict[str, Any]) -> dict[str, Any]:
+    text: str = token["token"]
+    # A token of part of a character has no text that its bytes could be had from.
+    spelled = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": token["logprob"], "bytes": spelled}
+
+
+def _completion_logprobs(tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    """Four lists with an entry per new token; offsets are from the start of the new text."""
+    texts = [each["token"] for each in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [each["logprob"] for each in tokens],
+        "top_logprobs": [
+            {likely["token"]: likely["logprob"] for likely in each["top"]} for each in tokens
+        ],
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)) if texts else [],
     }
 
 

@@ -20,8 +20,6 @@ NEUTRAL: dict[str, object] = {
     "n": 1,
     "best_of": 1,
     "stream": False,
-    "echo": False,
-    "logprobs": False,
     "presence_penalty": 0,
     "frequency_penalty": 0,
 }
@@ -55,7 +53,7 @@ def take_openai_line(draft: RequestDraft, fields: dict[str, object]) -> None:
     # Without a usable url the body itself says which of the two it is.
     is_chat = url == CHAT_URL if url in (COMPLETIONS_URL, CHAT_URL) else "messages" in body
     _take_text(draft, body, is_chat=is_chat)
-    _take_options(draft, body)
+    _take_options(draft, body, is_chat=is_chat)
 
 
 def _take_text(draft: RequestDraft, body: dict[str, object], *, is_chat: bool) -> None:
@@ -77,13 +75,17 @@ def _one_prompt(value: object) -> object:
     return value
 
 
-def _take_options(draft: RequestDraft, body: dict[str, object]) -> None:
+def _take_options(draft: RequestDraft, body: dict[str, object], *, is_chat: bool) -> None:
     given_as: dict[str, str] = {}
     for key, value in body.items():
         if key in ("prompt", "messages") or key in IGNORED:
             continue
         if key == "model":
             _take_model(draft, value)
+        elif key == "logprobs" and (is_chat or value is False):
+            _take_chat_logprobs(draft, body)
+        elif key == "top_logprobs":
+            _check_top_logprobs(draft, body, is_chat=is_chat)
         elif key in NEUTRAL:
             _check_neutral(draft, key, value)
         else:
@@ -97,6 +99,31 @@ def _take_model(draft: RequestDraft, value: object) -> None:
         draft.refuse(f"body.model: {describe(value)} is not a model's name; expected a string")
         return
     draft.model = value
+
+
+def _take_chat_logprobs(draft: RequestDraft, body: dict[str, object]) -> None:
+    """A chat has a switch, and how many of the likeliest under another key."""
+    wanted = body["logprobs"]
+    if wanted is not None and not isinstance(wanted, bool):
+        draft.refuse(
+            f"body.logprobs: {describe(wanted)} is not usable in a chat; expected true or false, "
+            "and how many in top_logprobs"
+        )
+    elif wanted:
+        count = body.get("top_logprobs")
+        draft.take_parameter(
+            "logprobs", 0 if count is None else count, shown_as="body.top_logprobs"
+        )
+
+
+def _check_top_logprobs(draft: RequestDraft, body: dict[str, object], *, is_chat: bool) -> None:
+    if not is_chat:
+        draft.refuse(
+            f"body.top_logprobs: does not belong to {COMPLETIONS_URL}; "
+            "expected a number in logprobs"
+        )
+    elif body["top_logprobs"] not in (None, 0) and body.get("logprobs") is not True:
+        draft.refuse("body.top_logprobs: changes nothing without logprobs; expected it to be true")
 
 
 def _check_neutral(draft: RequestDraft, key: str, value: object) -> None:
@@ -114,7 +141,7 @@ def _check_neutral(draft: RequestDraft, key: str, value: object) -> None:
 def _take_parameter(draft: RequestDraft, key: str, value: object, given_as: dict[str, str]) -> None:
     name = RENAMED.get(key, key)
     if name not in PARAMETERS:
-        known = ["model", "prompt", "messages", *RENAMED, *PARAMETERS]
+        known = ["model", "prompt", "messages", *RENAMED, "top_logprobs", *PARAMETERS]
         problem = unknown_problem("key", key, known)
         draft.refuse(f"body: {problem}; other keys are not supported")
         return

@@ -5,17 +5,13 @@ One table serves the checks, the command's options and the documentation.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jobs.errors import BadInputError
-from jobs.wording import describe, likeliest_meant, text_problem
-
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,40}")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+from jobs.parameter import Parameter
+from jobs.wording import describe, likeliest_meant
 
 
 class ParameterError(BadInputError):
@@ -30,93 +26,6 @@ class ParameterError(BadInputError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("\n".join(problems))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parameter:
-    """One generation parameter.
-
-    Attributes:
-        name: Its key in files and, with dashes, its flag.
-        kind: What its value is; "strings" is one string or a list of them.
-        default: The value where nobody gives one.
-        help: What it does, in a sentence without a full stop.
-        low: The least number allowed (strings: the fewest strings).
-        high: The greatest (strings: the most).
-        above_low: Whether low itself is refused.
-    """
-
-    name: str
-    kind: Literal["integer", "number", "strings"]
-    default: Any
-    help: str
-    low: int
-    high: int
-    above_low: bool = False
-
-    @property
-    def range_text(self) -> str:
-        """The range in words, such as "from 0 to 5"."""
-        if self.above_low:
-            return f"above {self.low} and up to {self.high}"
-        return f"from {self.low} to {self.high}"
-
-    @property
-    def expected(self) -> str:
-        """What a value must be, for messages and documentation."""
-        if self.kind == "strings":
-            return f"a string or a list of {self.low} to {self.high} strings, none empty"
-        return f"{self._noun} {self.range_text}"
-
-    def parse(self, value: object) -> Any:
-        """The value in its one normal form.
-
-        Raises:
-            ValueError: It is refused; the text says why and what was expected.
-        """
-        if self.kind == "strings":
-            return self._parse_strings(value)
-        # bool is an int to Python but not to anyone who writes a file.
-        wanted = (int,) if self.kind == "integer" else (int, float)
-        if type(value) not in wanted:
-            raise ValueError(f"{describe(value)} is not {self._noun}; expected {self.expected}")
-        number: Any = value
-        # Written so that NaN fails it too.
-        if not (self.low <= number <= self.high) or (self.above_low and number == self.low):
-            raise ValueError(f"{describe(value)} is out of range; expected {self.expected}")
-        # Adding 0.0 turns -0.0 into 0.0, so equal values are written alike.
-        return number if self.kind == "integer" else float(number) + 0.0
-
-    def parse_text(self, text: str) -> Any:
-        """The value that a CSV cell or a flag spells.
-
-        Raises:
-            ValueError: As parse does.
-        """
-        if self.kind == "strings":
-            return self.parse(_strings_from_text(text))
-        spelled = text.strip()
-        value: object = text
-        if _WHOLE_NUMBER.fullmatch(spelled):
-            value = int(spelled)
-        elif _NUMBER.fullmatch(spelled):
-            value = float(spelled)
-        return self.parse(value)
-
-    @property
-    def _noun(self) -> str:
-        return "a whole number" if self.kind == "integer" else "a number"
-
-    def _parse_strings(self, value: object) -> list[str]:
-        strings = [value] if isinstance(value, str) else value
-        if not isinstance(strings, list | tuple) or not self.low <= len(strings) <= self.high:
-            raise ValueError(f"{describe(value)} is not usable; expected {self.expected}")
-        for string in strings:
-            if not isinstance(string, str) or not string:
-                raise ValueError(f"{describe(string)} is not usable; expected {self.expected}")
-            if problem := text_problem(string):
-                raise ValueError(problem)
-        return list(strings)
 
 
 PARAMETERS: Mapping[str, Parameter] = {
@@ -188,6 +97,29 @@ PARAMETERS: Mapping[str, Parameter] = {
             low=0,
             high=2**63 - 1,  # what a signed 64-bit column holds
         ),
+        Parameter(
+            name="eos_token_ids",
+            kind="token_ids",
+            default=None,
+            help="the tokens that end a completion, in place of the model's own; "
+            "with an empty list only the length and stop strings end it",
+            low=0,
+            high=16,
+        ),
+        Parameter(
+            name="logprobs",
+            kind="integer",
+            default=None,
+            help="tell the logprob of each new token and of this many of the likeliest",
+            low=0,
+            high=20,
+        ),
+        Parameter(
+            name="echo",
+            kind="boolean",
+            default=False,
+            help="begin the completion with the prompt",
+        ),
     )
 }
 
@@ -200,7 +132,11 @@ REFUSED_PARAMETERS: Mapping[str, str] = dict.fromkeys(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationParameters:
-    """Every parameter of one request, resolved; seed None is derived where it runs."""
+    """Every parameter of one request, resolved.
+
+    A seed of None is derived where it runs; eos_token_ids None are the
+    checkpoint's own; logprobs None tells of none.
+    """
 
     max_new_tokens: int
     min_new_tokens: int
@@ -210,6 +146,9 @@ class GenerationParameters:
     repetition_penalty: float
     stop: tuple[str, ...]
     seed: int | None
+    eos_token_ids: tuple[int, ...] | None
+    logprobs: int | None
+    echo: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,6 +207,8 @@ def resolve_parameters(
         raise ParameterError([problem])
     values = {name: merged.get(name, known.default) for name, known in PARAMETERS.items()}
     values["stop"] = tuple(values["stop"] or ())
+    if values["eos_token_ids"] is not None:
+        values["eos_token_ids"] = tuple(values["eos_token_ids"])
     return GenerationParameters(**values)
 
 
@@ -286,15 +227,3 @@ def unknown_problem(noun: str, name: str, known: Collection[str]) -> str:
         return f"{name}: not supported, since {REFUSED_PARAMETERS[name]}"
     hint = likeliest_meant(name, known)
     return f"unknown {noun} {describe(name)}{hint}; known: {', '.join(known)}"
-
-
-def _strings_from_text(text: str) -> object:
-    if not text.startswith("["):
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        # "[INST]" is a stop string of its own; '["a"' is a list gone wrong.
-        if not text.startswith('["'):
-            return text
-        raise ValueError(f"{describe(text)} is not a JSON list of strings") from None

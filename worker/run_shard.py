@@ -227,6 +227,9 @@ def _request(claim: Claim, prompt: PendingPrompt) -> GenerationRequest:
             repetition_penalty=given.repetition_penalty,
             stop=tuple(given.stop),
             seed=derived_seed(claim.job_id, prompt.index) if given.seed is None else given.seed,
+            eos_token_ids=given.eos_token_ids,
+            logprobs=given.logprobs,
+            echo=given.echo,
         ),
     )
 

@@ -178,6 +178,8 @@ def test_a_result_row_says_everything_of_a_line(database: Database) -> None:
         queued_seconds=0.5,
         prefill_seconds=0.25,
         decode_seconds=1.0,
+        first_token_seconds=None,
+        logprobs=None,
         error_code=None,
         error_message=None,
     )

@@ -176,6 +176,58 @@ def test_openai_lines_are_those_of_a_batchs_output(tgp: Tgp, done_id: str) -> No
     ]
 
 
+TOKENS = [
+    {
+        "token": " é",
+        "token_id": 7,
+        "logprob": -0.25,
+        "top": [
+            {"token": " é", "token_id": 7, "logprob": -0.25},
+            {"token": "\ufffd", "token_id": 9, "logprob": -2.0},
+        ],
+    },
+    {"token": "un", "token_id": 8, "logprob": -9999.0, "top": []},
+]
+
+
+@pytest.fixture
+def with_logprobs(job_id: str, sqlite_database: Database) -> str:
+    """A job of a text, a failed prompt and a chat, with logprobs."""
+    outcomes = [completed(0, " éun", logprobs=TOKENS), failed(1)]
+    work_off(sqlite_database, job_id, [*outcomes, completed(2, " éun", logprobs=TOKENS)])
+    return job_id
+
+
+def test_logprobs_are_written_as_they_were_kept(tgp: Tgp, with_logprobs: str) -> None:
+    written = [line["logprobs"] for line in lines_of(tgp("results", with_logprobs).stdout)]
+    assert written == [TOKENS, None, TOKENS]
+    text = tgp("results", with_logprobs, "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert json.loads(rows[0]["logprobs"]) == TOKENS
+
+
+def test_openai_lines_have_logprobs_in_each_endpoint_s_own_form(
+    tgp: Tgp, with_logprobs: str
+) -> None:
+    lines = lines_of(tgp("results", with_logprobs, "--format", "openai").stdout)
+    text, chat = (lines[place]["response"]["body"]["choices"][0]["logprobs"] for place in (0, 2))
+    assert text == {
+        "tokens": [" é", "un"],
+        "token_logprobs": [-0.25, -9999.0],
+        "top_logprobs": [{" é": -0.25, "\ufffd": -2.0}, {}],
+        "text_offset": [0, 2],
+    }
+    likeliest = {"token": " é", "logprob": -0.25, "bytes": [32, 195, 169]}
+    assert chat == {
+        "content": [
+            likeliest
+            | {"top_logprobs": [likeliest, {"token": "\ufffd", "logprob": -2.0, "bytes": None}]},
+            {"token": "un", "logprob": -9999.0, "bytes": [117, 110], "top_logprobs": []},
+        ],
+        "refusal": None,
+    }
+
+
 def test_an_unfinished_job_gives_what_there_is(
     tgp: Tgp, job_id: str, sqlite_database: Database
 ) -> None:

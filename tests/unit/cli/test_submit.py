@@ -50,6 +50,15 @@ def test_the_job_is_stored_as_it_was_ordered(
     assert job.parameters == {"max_new_tokens": 7, "temperature": 0.5, "stop": ["[END]", "\n"]}
 
 
+def test_what_ends_a_completion_and_what_is_told_of_it_are_options_too(
+    tgp: Tgp, prompt_file: Path, sqlite_database: Database
+) -> None:
+    options = ("--eos-token-ids", "[2, 0]", "--logprobs", "0", "--echo")
+    job_id = tgp("submit", prompt_file, "--model", "tiny-bloom", *options).stdout.strip()
+    parameters = job_report(sqlite_database, job_id).parameters
+    assert parameters == {"eos_token_ids": [2, 0], "logprobs": 0, "echo": True}
+
+
 def test_prompts_come_from_standard_input_too(tgp: Tgp, sqlite_database: Database) -> None:
     options = ("--model", "tiny-bloom", "--input-format", "txt")
     job_id = tgp("submit", "-", *options, stdin="a\nb\n").stdout.strip()
@@ -160,6 +169,8 @@ BAD_ARGUMENTS = [
     (("--model", "tiny-bloom", "--max-new-tokens", "x"), "--max-new-tokens: 'x' is not"),
     (("--model", "tiny-bloom", "--stop", ""), "--stop: "),
     (("--model", "tiny-bloom", "--min-new-tokens", "500"), "min_new_tokens"),
+    (("--model", "tiny-bloom", "--eos-token-ids", "</s>"), "--eos-token-ids: '</s>' is not"),
+    (("--model", "tiny-bloom", "--logprobs", "21"), "--logprobs: 21 is out of range"),
     (("--model", "tiny-bloom", "--name", "a\x1b[31m"), "--name: 'a\\x1b[31m' holds control"),
     (("--model", "tiny-bloom", "--name", "a" * 201), "--name: 201 characters"),
     (("--model", "tiny-bloom", "--name", ""), "--name: 0 characters"),

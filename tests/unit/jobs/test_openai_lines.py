@@ -7,7 +7,15 @@ import pytest
 from jobs.spec import PARAMETERS
 from tests.unit.jobs.prompt_contents import openai, problems_of, request, requests_of, summary_of
 
-BODY_KEYS = ["model", "prompt", "messages", "max_tokens", "max_completion_tokens", *PARAMETERS]
+BODY_KEYS = [
+    "model",
+    "prompt",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "top_logprobs",
+    *PARAMETERS,
+]
 ONE_COMPLETION = "(a prompt has one completion; repeat the line to have more)"
 LIST_PROMPT = "is not a string; expected a string"
 
@@ -32,7 +40,6 @@ def test_a_chat_line_is_a_request() -> None:
         ("n", 1),
         ("best_of", 1),
         ("stream", False),
-        ("echo", False),
         ("logprobs", None),
         ("logprobs", False),
         ("presence_penalty", 0),
@@ -55,8 +62,19 @@ def test_an_option_that_changes_nothing_is_accepted(key: str, value: object) -> 
         ({"n": True}, f"body.n: true is not supported; expected 1 {ONE_COMPLETION}"),
         ({"best_of": 2}, f"body.best_of: 2 is not supported; expected 1 {ONE_COMPLETION}"),
         ({"stream": True}, "body.stream: true is not supported; expected false"),
-        ({"logprobs": 5}, "body.logprobs: 5 is not supported; expected false"),
-        ({"logprobs": 0}, "body.logprobs: 0 is not supported; expected false"),
+        (
+            {"logprobs": True},
+            "body.logprobs: true is not a whole number; expected a whole number from 0 to 20",
+        ),
+        (
+            {"logprobs": 21},
+            "body.logprobs: 21 is out of range; expected a whole number from 0 to 20",
+        ),
+        (
+            {"top_logprobs": 5},
+            "body.top_logprobs: does not belong to /v1/completions; expected a number in logprobs",
+        ),
+        ({"echo": 1}, "body.echo: 1 is not usable; expected true or false"),
         ({"presence_penalty": 0.5}, "body.presence_penalty: 0.5 is not supported; expected 0"),
         (
             {"tools": []},
@@ -83,6 +101,61 @@ def test_an_option_that_changes_nothing_is_accepted(key: str, value: object) -> 
 )
 def test_a_body_that_cannot_be_honoured_is_refused(body: dict[str, object], problem: str) -> None:
     assert problems_of(openai({"prompt": "a"} | body)) == [f":1: {problem}"]
+
+
+def test_a_completion_line_may_ask_for_logprobs_and_an_echo() -> None:
+    (read,) = requests_of(openai({"prompt": "Hi", "logprobs": 5, "echo": True}))
+    assert read.parameters == {"logprobs": 5, "echo": True}
+
+
+def chat(**body: object) -> str:
+    messages = [{"role": "user", "content": "Hi"}]
+    return openai({"messages": messages} | body, url="/v1/chat/completions")
+
+
+@pytest.mark.parametrize(
+    ("body", "parameters"),
+    [
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 5}, {"logprobs": 5}),
+        ({"top_logprobs": 5, "logprobs": True}, {"logprobs": 5}),
+        ({"logprobs": False, "top_logprobs": None}, {}),
+        ({"logprobs": None, "top_logprobs": 0}, {}),
+    ],
+)
+def test_a_chat_line_asks_for_logprobs_with_two_keys(
+    body: dict[str, object], parameters: dict[str, object]
+) -> None:
+    (read,) = requests_of(chat(**body))
+    assert read.parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (
+            {"logprobs": 5},
+            "body.logprobs: 5 is not usable in a chat; expected true or false, "
+            "and how many in top_logprobs",
+        ),
+        (
+            {"logprobs": True, "top_logprobs": 21},
+            "body.top_logprobs: 21 is out of range; expected a whole number from 0 to 20",
+        ),
+        (
+            {"logprobs": True, "top_logprobs": True},
+            "body.top_logprobs: true is not a whole number; expected a whole number from 0 to 20",
+        ),
+        (
+            {"top_logprobs": 5},
+            "body.top_logprobs: changes nothing without logprobs; expected it to be true",
+        ),
+    ],
+)
+def test_logprobs_of_a_chat_that_cannot_be_had_are_refused(
+    body: dict[str, object], problem: str
+) -> None:
+    assert problems_of(chat(**body)) == [f":1: {problem}"]
 
 
 @pytest.mark.parametrize(

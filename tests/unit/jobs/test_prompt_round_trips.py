@@ -32,6 +32,9 @@ parameter_sets = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
         "stop": st.lists(texts, min_size=1, max_size=16),
         "max_new_tokens": st.integers(1, 1_000_000),
+        "eos_token_ids": st.lists(st.integers(0, 2**31 - 1), max_size=16),
+        "logprobs": st.integers(0, 20),
+        "echo": st.booleans(),
     },
 )
 
@@ -85,8 +88,8 @@ class TestRoundTrips:
         writer.writerow(["custom_id", "prompt", *PARAMETERS])
         for row in rows:
             cells = dict(row["parameters"])
-            if "stop" in cells:
-                cells["stop"] = json.dumps(cells["stop"])
+            for name in {"stop", "eos_token_ids"} & cells.keys():
+                cells[name] = json.dumps(cells[name])
             spelled = [cells.get(name, "") for name in PARAMETERS]
             writer.writerow([row.get("id", ""), row["prompt"], *spelled])
         content = packed(file.getvalue(), has_bom=has_bom, is_gzipped=is_gzipped)

@@ -17,6 +17,7 @@ from jobs.spec import (
 )
 
 SEED_RANGE = "a whole number from 0 to 9223372036854775807"
+IDS = "a token id or a list of 0 to 16 of them, each a whole number from 0 to 2147483647"
 STOP = "a string or a list of 1 to 16 strings, none empty"
 
 
@@ -99,6 +100,22 @@ def refusal(raw: dict[str, object]) -> list[str]:
             {"stop": ["\ud800"]},
             "stop: holds half of a surrogate pair (\\ud800 to \\udfff); expected whole characters",
         ),
+        ({"eos_token_ids": [1] * 17}, f"eos_token_ids: a list of 17 is not usable; expected {IDS}"),
+        ({"eos_token_ids": [1, -1]}, f"eos_token_ids: -1 is not usable; expected {IDS}"),
+        (
+            {"eos_token_ids": 2**31},
+            f"eos_token_ids: 2147483648 is not usable; expected {IDS}",
+        ),
+        ({"eos_token_ids": True}, f"eos_token_ids: true is not usable; expected {IDS}"),
+        ({"eos_token_ids": [2.0]}, f"eos_token_ids: 2.0 is not usable; expected {IDS}"),
+        ({"eos_token_ids": "</s>"}, f"eos_token_ids: '</s>' is not usable; expected {IDS}"),
+        (
+            {"logprobs": True},
+            "logprobs: true is not a whole number; expected a whole number from 0 to 20",
+        ),
+        ({"logprobs": 21}, "logprobs: 21 is out of range; expected a whole number from 0 to 20"),
+        ({"echo": 1}, "echo: 1 is not usable; expected true or false"),
+        ({"echo": "true"}, "echo: 'true' is not usable; expected true or false"),
         (
             {"temprature": 1},
             "unknown parameter 'temprature' (did you mean 'temperature'?); known: "
@@ -138,6 +155,10 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"stop": ("a", "b")}, {"stop": ["a", "b"]}),
         ({"seed": None, "stop": None}, {}),
         ({"seed": 2**63 - 1}, {"seed": 2**63 - 1}),
+        ({"eos_token_ids": 2}, {"eos_token_ids": [2]}),
+        ({"eos_token_ids": (2, 0)}, {"eos_token_ids": [2, 0]}),
+        ({"eos_token_ids": []}, {"eos_token_ids": []}),
+        ({"logprobs": 0, "echo": True}, {"logprobs": 0, "echo": True}),
         ({"max_new_tokens": 1_000_000}, {"max_new_tokens": 1_000_000}),
     ],
 )
@@ -158,6 +179,11 @@ def test_a_good_parameter_comes_out_in_its_normal_form(
         ("stop", "END", ["END"]),
         ("stop", '["a", "b"]', ["a", "b"]),
         ("stop", "[INST]", ["[INST]"]),
+        ("eos_token_ids", "2", [2]),
+        ("eos_token_ids", " [2, 0] ", [2, 0]),
+        ("eos_token_ids", "[]", []),
+        ("echo", "True", True),
+        ("echo", " false", False),
     ],
 )
 def test_a_parameter_reads_what_a_flag_or_a_cell_spells(
@@ -182,6 +208,9 @@ def test_a_parameter_reads_what_a_flag_or_a_cell_spells(
             "'1_0' is not a whole number; expected a whole number from 0 to 1000000",
         ),
         ("stop", '["a"', "'[\"a\"' is not a JSON list of strings"),
+        ("eos_token_ids", "[2", "'[2' is not a JSON list of token ids"),
+        ("eos_token_ids", "2 0", f"'2 0' is not usable; expected {IDS}"),
+        ("echo", "yes", "'yes' is not usable; expected true or false"),
         ("stop", "[1]", f"1 is not usable; expected {STOP}"),
     ],
 )
@@ -201,12 +230,21 @@ def test_nothing_given_resolves_to_greedy_defaults() -> None:
         repetition_penalty=1.0,
         stop=(),
         seed=None,
+        eos_token_ids=None,
+        logprobs=None,
+        echo=False,
     )
 
 
 def test_a_lines_own_parameter_goes_before_the_jobs() -> None:
     resolved = resolve_parameters({"temperature": 0.2, "seed": 1}, {"temperature": 0.9})
     assert (resolved.temperature, resolved.seed) == (0.9, 1)
+
+
+def test_a_line_s_empty_list_of_ending_tokens_is_not_one_that_was_not_given() -> None:
+    resolved = resolve_parameters({"eos_token_ids": [2]}, {"eos_token_ids": []})
+    assert resolved.eos_token_ids == ()
+    assert resolve_parameters({"eos_token_ids": [2]}, {}).eos_token_ids == (2,)
 
 
 @pytest.mark.parametrize(
