@@ -111,25 +111,29 @@ def sampled_row(
     if is_greedy and not processors:
         return None
     if not is_greedy:
-        _append_warpers(processors, parameters)
+        processors.extend(warpers(parameters))
     return SampledRow(
         row=row,
         padding_tokens=padding_tokens,
         processors=processors,
-        generator=None if is_greedy else _seeded(parameters.seed),
+        generator=None if is_greedy else seeded(parameters.seed),
     )
 
 
-def _append_warpers(processors: Any, parameters: SamplingParameters) -> None:
+def warpers(parameters: SamplingParameters) -> Any:
+    """Transformers' processors that look at the scores alone, in the order generate() has them."""
+    processors = LogitsProcessorList()
     if parameters.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(float(parameters.temperature)))
     if parameters.top_k > 0:
         processors.append(TopKLogitsWarper(parameters.top_k))
     if parameters.top_p < 1.0:
         processors.append(TopPLogitsWarper(float(parameters.top_p)))
+    return processors
 
 
-def _seeded(seed: int) -> torch.Generator:
+def seeded(seed: int) -> torch.Generator:
+    """A generator of a row's own."""
     # On the CPU whatever the model's device, so that a seed means the same
     # stream of numbers on every box.
     return torch.Generator(device="cpu").manual_seed(seed & _SEED_MASK)
