@@ -32,6 +32,7 @@ class EmbeddedRedis:
         self._socket = settings.redis_socket
         self._log = log
         self._users: IO[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # if it was we who started it
 
     def start(self) -> None:
         """Find the server running, or start it.
@@ -49,6 +50,20 @@ class EmbeddedRedis:
             if self._answers():
                 self._log.info("embedded_redis_found", socket=str(self._socket))
                 return
+            self._launch()
+
+    def revive(self) -> None:
+        """Start the server again if it died under us, as when memory ran out.
+
+        Raises:
+            QueueUnavailableError: It does not come up.
+        """
+        with (self._folder / "start.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._users is None or self._answers():
+                return
+            self._bury()
+            self._log.warning("embedded_redis_died", socket=str(self._socket))
             self._launch()
 
     def stop(self) -> None:
@@ -108,6 +123,7 @@ class EmbeddedRedis:
                     f"the embedded Redis did not start; {log_file} ends with: {_tail(log_file)}"
                 )
             time.sleep(POLL_SECONDS)
+        self._process = process
         self._log.info("embedded_redis_started", socket=str(self._socket), process=process.pid)
 
     def _options(self, log_file: Path) -> list[str]:
@@ -133,9 +149,16 @@ class EmbeddedRedis:
         except redis.RedisError as error:
             self._log.warning("embedded_redis_not_stopped", reason=str(error))
         else:
+            self._bury()
             self._log.info("embedded_redis_stopped")
         finally:
             client.close()
+
+    def _bury(self) -> None:
+        """Take the exit code of a server of ours that has ended, so that no zombie stays."""
+        if self._process is not None:
+            self._process.wait(START_TIMEOUT_SECONDS)
+            self._process = None
 
 
 def redis_server_binary() -> str:

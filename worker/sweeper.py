@@ -1,7 +1,8 @@
 """Recovers what got lost, in every worker: at its start, then at an interval.
 
-Shards whose lease ran out are queued again; queued shards without a message
-get one; messages that Redis lost are sent again.
+An embedded Redis that died is started again. Shards whose lease ran out are
+queued again; queued shards without a message get one; messages that Redis lost
+are sent again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jobs.dispatch import Dispatcher
 from jobs.errors import TgpError
 from jobs.settings import Settings
 from jobs.store import recovery, workers
+from worker.embedded_redis import EmbeddedRedis
 from worker.log import Logger
 
 
@@ -28,12 +30,14 @@ class Sweeper:
         dispatcher: Dispatcher,
         worker_id: str,
         log: Logger,
+        redis: EmbeddedRedis | None = None,
     ) -> None:
         self._settings = settings
         self._database = database
         self._dispatcher = dispatcher
         self._worker_id = worker_id
         self._log = log
+        self._redis = redis
         self._ended = threading.Event()
         self._sweeping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
@@ -65,6 +69,8 @@ class Sweeper:
             expired = recovery.requeue_expired(self._database)
             if expired:
                 self._log.warning("leases_expired", shards=expired)
+            if self._redis is not None:
+                self._redis.revive()
             published = self._dispatcher.publish_unpublished(self._database)
             # Messages sent within the last sweeps may be on their way.
             stale_after_seconds = 2 * self._settings.sweep_seconds

@@ -87,6 +87,7 @@ class WorkerProcess:
             dispatcher=self.dispatcher,
             worker_id=self.worker_id,
             log=self.log,
+            redis=self.redis,
         )
         self.sweeper.start()
         self.log.info(
