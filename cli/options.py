@@ -15,6 +15,18 @@ from jobs.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
+# What `worker` and `run` are told about the model and its batches.
+ENGINE_SETTINGS = (
+    "device",
+    "stores",
+    "gpu_memory",
+    "cpu_memory",
+    "compute_mode",
+    "kv_cache",
+    "micro_batch_rows",
+    "shards_at_once",
+    "disk_readers",
+)
 EVERYWHERE = ("home", "database_url", "redis_url", "catalogue")
 
 
@@ -47,7 +59,7 @@ def _setting_option(name: str) -> Decorator:
     return click.option(
         "--" + name.replace("_", "-"),
         name,
-        metavar=_metavar(setting.default, name),
+        metavar=setting.metadata["metavar"] or _metavar(setting.default, name),
         help=f"{meaning[0].upper()}{meaning[1:]}{default}; {ENVIRONMENT_PREFIX}{name.upper()}.",
     )
 

@@ -40,8 +40,6 @@ class ShapeUnknownError(BadInputError):
     "tgp-jobs plan ./my-model --prompt-tokens 512 --new-tokens 64 --device cpu --json",
 )
 @click.argument("model")
-@size_option("--gpu-memory", "For weights, cache and computing (what is free, less a margin)")
-@size_option("--cpu-memory", "For weights in RAM (what is free, less a margin)")
 @size_option("--disk", "For the int8 copy (what is free, less a margin)")
 @click.option(
     "--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of each row."
@@ -56,13 +54,11 @@ class ShapeUnknownError(BadInputError):
     show_default=True,
     help="Where rates are from: measured once, measured again, or a T4's constants.",
 )
-@settings_options("device", "stores", "shard_size")
+@settings_options("gpu_memory", "cpu_memory", "device", "stores", "shard_size")
 @json_option
 def plan(
     *,
     model: str,
-    gpu_memory: int | None,
-    cpu_memory: int | None,
     disk: int | None,
     prompt_tokens: int,
     new_tokens: int,
@@ -91,8 +87,8 @@ def plan(
                 new_tokens=new_tokens,
                 shard_rows=settings.shard_size,
             ),
-            gpu_bytes=gpu_memory,
-            cpu_bytes=cpu_memory,
+            gpu_bytes=settings.gpu_memory,
+            cpu_bytes=settings.cpu_memory,
             disk_bytes=disk,
             speeds=speeds,
         ),

@@ -10,7 +10,7 @@ from cli.examples import examples
 from cli.job_options import job_options
 from cli.ledger import open_ledger
 from cli.new_job import JobOrder, store_job
-from cli.options import json_option, output_options, settings_options
+from cli.options import ENGINE_SETTINGS, json_option, output_options, settings_options
 from cli.output import note
 from cli.results import results_format, write_results
 from cli.watch import exit_code, progress_shown
@@ -32,9 +32,7 @@ from jobs.store.records import JobReport
 @click.option("--resume", metavar="ID", help="Go on with a job that was interrupted.")
 @job_options
 @output_options
-@settings_options(
-    "shard_size", "device", "stores", "micro_batch_rows", "lease_seconds", "max_crashes"
-)
+@settings_options("shard_size", *ENGINE_SETTINGS, "lease_seconds", "max_crashes")
 @json_option
 @click.pass_context
 def run(

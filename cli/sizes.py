@@ -1,23 +1,15 @@
-"""Sizes as people type and read them."""
+"""An option for a size, such as 14.5GiB."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 import click
 
-Command = Callable[..., Any]
+from jobs.sizes import parse_size
 
-_UNITS = {
-    "B": 1,
-    **{f"{letter}iB": 2 ** (10 * power) for power, letter in enumerate("KMGT", start=1)},
-    **{f"{letter}B": 10 ** (3 * power) for power, letter in enumerate("KMGT", start=1)},
-}
-_BY_LOWER_CASE = {unit.lower(): size for unit, size in _UNITS.items()}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)", re.IGNORECASE | re.ASCII)
+Command = Callable[..., Any]
 
 
 def size_option(name: str, meaning: str) -> Callable[[Command], Command]:
@@ -32,18 +24,3 @@ def _size(_: click.Context, __: click.Parameter, value: str | None) -> int | Non
         return parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def parse_size(text: str) -> int:
-    """Bytes, from a number with a unit: 14.5GiB, 10GB, 512MiB.
-
-    Raises:
-        ValueError: It is no such thing; the message shows how to write one.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    unit = _BY_LOWER_CASE.get(match[2].lower()) if match else None
-    if match is None or unit is None:
-        raise ValueError(
-            f"{text!r} is no size; write a number and a unit, such as 14.5GiB, 10GB or 512MiB"
-        )
-    return int(Decimal(match[1]) * unit)

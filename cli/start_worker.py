@@ -7,7 +7,7 @@ from dataclasses import replace
 import click
 
 from cli.examples import examples
-from cli.options import settings_options
+from cli.options import ENGINE_SETTINGS, settings_options
 from cli.worker_extra import require_engine
 from jobs.catalogue import find_model, load_catalogue
 from jobs.settings import Settings
@@ -27,9 +27,7 @@ from jobs.settings import Settings
     help="Serve only this model; may be repeated (default: the whole catalogue).",
 )
 @settings_options(
-    "device",
-    "stores",
-    "micro_batch_rows",
+    *ENGINE_SETTINGS,
     "lease_seconds",
     "sweep_seconds",
     "max_crashes",

@@ -18,9 +18,12 @@ from urllib.parse import quote, unquote, urlsplit
 from platformdirs import user_data_path
 
 from jobs.errors import SettingsError
+from jobs.sizes import parse_size
 from jobs.wording import describe
 
 Device = Literal["auto", "cuda", "cpu"]
+ComputeMode = Literal["llm_int8", "w8a16"]
+CacheKind = Literal["float", "int8"]
 
 ENVIRONMENT_PREFIX = "TGP_"
 # sun_path holds 108 bytes on Linux; redis-server refuses longer socket paths.
@@ -88,6 +91,18 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return check
 
 
+def _size(value: Any) -> int:
+    """Bytes; more than none, since a budget of nothing is a slip of the pen."""
+    expected = "a number with a unit, such as 14.5GiB, 10GB or 512MiB"
+    try:
+        size = parse_size(value) if isinstance(value, str) else 0
+    except ValueError:
+        raise ValueError(expected) from None
+    if size < 1:
+        raise ValueError(expected)
+    return size
+
+
 def _url(*schemes: str) -> Callable[[Any], str]:
     expected = f"a URL starting with {' or '.join(f'{scheme}://' for scheme in schemes)}"
 
@@ -119,8 +134,11 @@ def _text_path(value: Any) -> Path:
     return _path(str(value))
 
 
-def _setting(default: Any, parse: Callable[[Any], Any], meaning: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "meaning": meaning})
+def _setting(
+    default: Any, parse: Callable[[Any], Any], meaning: str, *, metavar: str | None = None
+) -> Any:
+    """A setting; metavar is what help shows for its value where the default does not tell."""
+    return field(default=default, metadata={"parse": parse, "meaning": meaning, "metavar": metavar})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +159,27 @@ class Settings:
         None, _text_path, "where int8 copies of models are kept (stores in home)"
     )
     shard_size: int = _setting(256, _between(1, 100_000, int), "prompts per shard")
-    micro_batch_rows: int = _setting(16, _between(1, 4096, int), "most rows generated together")
+    micro_batch_rows: int | None = _setting(
+        None,
+        _between(1, 4096, int),
+        "most rows generated together (as many as the model's plan has)",
+        metavar="N",
+    )
+    shards_at_once: int = _setting(
+        2, _between(1, 8, int), "shards of a model whose prompts share a batch"
+    )
     device: Device = _setting("auto", _one_of("auto", "cuda", "cpu"), "where the model runs")
+    compute_mode: ComputeMode = _setting(
+        "llm_int8", _one_of("llm_int8", "w8a16"), "how int8 weights are multiplied"
+    )
+    gpu_memory: int | None = _setting(
+        None, _size, "GPU memory for weights, cache and computing (what is free)", metavar="SIZE"
+    )
+    cpu_memory: int | None = _setting(None, _size, "RAM for weights (what is free)", metavar="SIZE")
+    kv_cache: CacheKind = _setting(
+        "float", _one_of("float", "int8"), "how keys and values are kept"
+    )
+    disk_readers: int = _setting(2, _between(1, 16, int), "threads that read weights from disk")
     lease_seconds: float = _setting(60.0, _between(0.2, 86_400, float), "a shard's lease")
     sweep_seconds: float = _setting(30.0, _between(0.1, 3_600, float), "time between two sweeps")
     max_crashes: int = _setting(3, _between(1, 100, int), "deaths before work is split or failed")
@@ -186,6 +223,11 @@ class Settings:
     @property
     def catalogue_path(self) -> Path:
         return self.catalogue or self.home / "catalogue.toml"
+
+    @property
+    def throughputs_path(self) -> Path:
+        """Where measured rates of this machine are kept."""
+        return self.home / "throughputs.json"
 
     @property
     def stores_path(self) -> Path:

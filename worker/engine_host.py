@@ -108,7 +108,7 @@ class EngineHost:
             behaviour = NullBehaviour(
                 load_seconds=model.load_seconds,
                 micro_batch_seconds=model.micro_batch_seconds,
-                micro_batch_rows=self._settings.micro_batch_rows,
+                micro_batch_rows=self._settings.micro_batch_rows or NullBehaviour.micro_batch_rows,
                 crash_on=model.crash_on,
             )
             return NullEngineLoader(behaviour=behaviour)(
@@ -121,8 +121,14 @@ class EngineHost:
             on_progress=on_progress,
             should_stop=should_stop,
             device=self._settings.device,
-            micro_batch_rows=self._settings.micro_batch_rows,
             stores=self._settings.stores_path,
+            micro_batch_rows=self._settings.micro_batch_rows,
+            compute_mode=self._settings.compute_mode,
+            gpu_bytes=self._settings.gpu_memory,
+            cpu_bytes=self._settings.cpu_memory,
+            kv_cache=self._settings.kv_cache,
+            disk_readers=self._settings.disk_readers,
+            throughputs_cache=self._settings.throughputs_path,
         )
 
     def _loading(self, alias: str, progress: LoadProgress) -> None:

@@ -89,5 +89,6 @@ def _throughputs(settings: Settings, speeds: Speeds, *, on_gpu: bool, has_gpu: b
         return T4
     from worker.engine.bandwidth_probe import gpu_throughputs
 
-    cache = settings.home / "throughputs.json"
-    return gpu_throughputs(cache, settings.stores_path, again=speeds == "measure")
+    return gpu_throughputs(
+        settings.throughputs_path, settings.stores_path, again=speeds == "measure"
+    )

@@ -84,6 +84,8 @@ class Box:
             # Fast recovery, so that a fault costs a test seconds.
             "TGP_LEASE_SECONDS": "3",
             "TGP_SWEEP_SECONDS": "1",
+            # Of the null engine, so that a shard takes more than one micro-batch.
+            "TGP_MICRO_BATCH_ROWS": "16",
             "HF_HUB_OFFLINE": "1",
             # Several processes of two threads each would fight for a small box.
             "OMP_NUM_THREADS": "1",

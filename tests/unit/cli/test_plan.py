@@ -96,7 +96,7 @@ def test_the_smallest_budget_of_a_refusal_may_be_typed_as_it_is_shown(tgp: Tgp) 
 def test_a_size_without_a_unit_is_a_usage_error(tgp: Tgp) -> None:
     result = tgp("plan", "bloom-7b1", "--gpu-memory", "14")
     assert result.exit_code == 2
-    assert "'14' is no size; write a number and a unit" in result.stderr
+    assert "'14' is not usable; expected a number with a unit" in result.stderr
 
 
 def test_a_model_whose_shape_is_nowhere_is_refused_with_what_to_do(

@@ -43,6 +43,25 @@ def test_it_serves_what_it_is_told_with_the_settings_it_is_told(tgp: Tgp, starte
     assert (settings.device, settings.lease_seconds, settings.log_format) == ("cpu", 5.0, "json")
 
 
+def test_it_takes_what_the_engine_is_told(tgp: Tgp, started: Started) -> None:
+    tgp(
+        *("worker", "--gpu-memory", "14.5GiB", "--cpu-memory", "10GB", "--kv-cache", "int8"),
+        *("--compute-mode", "w8a16", "--micro-batch-rows", "8", "--shards-at-once", "3"),
+        *("--disk-readers", "4"),
+    )
+    settings, _ = started[0]
+    assert (settings.gpu_memory, settings.cpu_memory) == (29 * 2**29, 10**10)
+    assert (settings.compute_mode, settings.kv_cache) == ("w8a16", "int8")
+    assert (settings.micro_batch_rows, settings.shards_at_once, settings.disk_readers) == (8, 3, 4)
+
+
+def test_a_size_without_a_unit_is_refused(tgp: Tgp, started: Started) -> None:
+    result = tgp("worker", "--gpu-memory", "14.5")
+    assert result.exit_code == 2
+    assert "--gpu-memory: '14.5' is not usable; expected a number with a unit" in result.stderr
+    assert started == []
+
+
 def test_a_model_outside_the_catalogue_is_refused(tgp: Tgp, started: Started) -> None:
     result = tgp("worker", "--model", "bloom-7b")
     assert result.exit_code == 2

@@ -28,7 +28,13 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "catalogue": (None, Path("/file.toml"), Path("/environment.toml"), Path("/flag.toml")),
     "stores": (None, Path("/file"), Path("/environment"), Path("/flag")),
     "shard_size": (256, 1, 2, 3),
-    "micro_batch_rows": (16, 1, 2, 3),
+    "micro_batch_rows": (None, 1, 2, 3),
+    "shards_at_once": (2, 1, 3, 8),
+    "compute_mode": ("llm_int8", "w8a16", "llm_int8", "w8a16"),
+    "gpu_memory": (None, 29 * 2**29, 10**10, 2**30),
+    "cpu_memory": (None, 2**30, 29 * 2**29, 10**10),
+    "kv_cache": ("float", "int8", "float", "int8"),
+    "disk_readers": (2, 1, 16, 4),
     "device": ("auto", "cuda", "cpu", "auto"),
     "lease_seconds": (60.0, 1.5, 2.5, 3.5),
     "sweep_seconds": (30.0, 1.5, 2.5, 3.5),
@@ -38,7 +44,12 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
 }
 
 
+# Sizes are texts wherever a user writes them.
+SPELLED = {29 * 2**29: "14.5GiB", 10**10: "10GB", 2**30: "1024 MiB"}
+
+
 def toml_of(name: str, value: Any) -> str:
+    value = SPELLED.get(value, value)
     written = value if isinstance(value, int | float) else f'"{value}"'
     return f"{name} = {written}\n"
 
@@ -67,9 +78,9 @@ def test_a_setting_comes_from_the_nearest_place_that_gives_it(home: Path, name: 
     seen = [resolved()]
     write_config(home, toml_of(name, in_file))
     seen.append(resolved())
-    environ[f"TGP_{name.upper()}"] = str(in_environment)
+    environ[f"TGP_{name.upper()}"] = str(SPELLED.get(in_environment, in_environment))
     seen.append(resolved())
-    flags[name] = str(in_flag)
+    flags[name] = str(SPELLED.get(in_flag, in_flag))
     seen.append(resolved())
     assert seen == [default, in_file, in_environment, in_flag]
     assert [type(value) for value in seen[1:]] == [type(in_file)] * 3
@@ -110,7 +121,7 @@ def test_an_unknown_key_names_the_file_and_the_known_ones(home: Path) -> None:
     path = write_config(home, "shardsize = 3\n")
     message = refusal({"home": home})
     assert message.startswith(
-        f"{path}: unknown setting 'shardsize'; known: catalogue, database_url"
+        f"{path}: unknown setting 'shardsize'; known: catalogue, compute_mode"
     )
     assert all(name in message for name in VALUES)
 
@@ -140,6 +151,12 @@ BAD_VALUES = [
     ("lease_seconds", 0.1, "a number from 0.2 to 86400"),
     ("lease_seconds", float("nan"), "a number from 0.2 to 86400"),
     ("lease_seconds", "long", "a number from 0.2 to 86400"),
+    ("shards_at_once", 9, "a whole number from 1 to 8"),
+    ("gpu_memory", "14.5", "a number with a unit, such as 14.5GiB, 10GB or 512MiB"),
+    ("gpu_memory", "0GiB", "a number with a unit, such as 14.5GiB, 10GB or 512MiB"),
+    ("cpu_memory", 10**10, "a number with a unit, such as 14.5GiB, 10GB or 512MiB"),
+    ("compute_mode", "fp16", "one of llm_int8, w8a16"),
+    ("kv_cache", "int4", "one of float, int8"),
     ("device", "tpu", "one of auto, cuda, cpu"),
     ("log_format", 3, "one of text, json"),
     ("catalogue", 3, "a path"),

@@ -92,12 +92,13 @@ def one_row(key: int, text: str) -> MicroBatch:
 
 @dataclass
 class ScriptedLoader:
-    """Hands out one engine, or raises; counts the loads."""
+    """Hands out one engine, or raises; counts the loads, and keeps what it was told last."""
 
     engine: Engine
     raises: BaseException | None = None
     before: Callable[[], object] = lambda: None
     loads: int = 0
+    told: dict[str, object] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -105,9 +106,10 @@ class ScriptedLoader:
         *,
         on_progress: Callable[[LoadProgress], None],
         should_stop: Callable[[], bool],
-        **_: object,
+        **told: object,
     ) -> Engine:
         self.loads += 1
+        self.told = told
         self.before()
         if self.raises is not None:
             raise self.raises

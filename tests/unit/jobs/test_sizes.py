@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.sizes import parse_size
+from jobs.sizes import parse_size
 
 
 @pytest.mark.parametrize(
