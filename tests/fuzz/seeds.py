@@ -50,7 +50,7 @@ def manifest() -> bytes:
     origin = {"location": "x", "commit": None, "fingerprint": "f", "quantisation": {"a": 6.0}}
     file = {"bytes": 29, "sha256": "0" * 64}
     document = {
-        "origin": origin | {"dtype": "auto", "format_version": 1},
+        "origin": origin | {"dtype": "auto", "format_version": 2},
         "total_bytes": 29,
         "files": dict.fromkeys(
             ("config.json", "embed.safetensors", "d-0.engine.safetensors"), file

@@ -14,8 +14,10 @@ from typing import Any, BinaryIO
 import torch
 
 from worker.engine.engine import ModelLoadError
+from worker.engine.store_file import WrittenFile
 from worker.engine.store_manifest import StoreManifest
 from worker.engine.store_plan import ENGINE_ONLY
+from worker.engine.word_sum import total_of, word_sum
 
 SUFFIX = ".safetensors"
 # Between the data of a block's two files in one buffer, so that a tensor of the
@@ -65,6 +67,7 @@ class Segment:
         offset: Of the tensors in the block's flat buffer, in bytes.
         bytes: Of all its tensors.
         places: Of each.
+        word_sum: Of its tensors' data, as the manifest has it; None if it does not.
     """
 
     path: Path
@@ -73,6 +76,7 @@ class Segment:
     offset: int
     bytes: int
     places: tuple[TensorPlace, ...]
+    word_sum: int | None = None
 
     def views(self, data: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each tensor as a view of this segment's bytes; uint8 [bytes], on any device."""
@@ -83,8 +87,28 @@ class Segment:
             for place in self.places
         }
 
-    def read(self, start: int, target: torch.Tensor) -> None:
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """What to read in one go: the first byte, and how many."""
+        for start in range(0, self.bytes, PIECE_BYTES):
+            yield start, min(PIECE_BYTES, self.bytes - start)
+
+    def check(self, sums: list[int]) -> None:
+        """Hold what was read to the manifest.
+
+        Args:
+            sums: What read() returned for every piece.
+
+        Raises:
+            ModelLoadError: It is not what was written.
+        """
+        if self.word_sum is not None and total_of(sums) != self.word_sum:
+            raise ModelLoadError(_damaged(self.path, "its checksum is wrong"))
+
+    def read(self, start: int, target: torch.Tensor) -> int:
         """Fill a buffer, uint8 [n] on the CPU, with the bytes from there on.
+
+        Returns:
+            The piece's word sum, for check().
 
         Raises:
             ModelLoadError: They cannot be read, or the file has become shorter.
@@ -100,6 +124,7 @@ class Segment:
                 left, position = left[count:], position + count
         except OSError as error:
             raise ModelLoadError(_damaged(self.path, error.strerror or str(error))) from error
+        return word_sum(target.numpy(), start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +149,6 @@ class StoredBlock:
         """Of a flat buffer for them all: a few more, for alignment."""
         return max(segment.offset + segment.bytes for segment in self.segments)
 
-    def pieces(self) -> Iterator[tuple[Segment, int, int]]:
-        """What to read in one go: a segment, the first byte in it, and how many."""
-        for segment in self.segments:
-            for start in range(0, segment.bytes, PIECE_BYTES):
-                yield segment, start, min(PIECE_BYTES, segment.bytes - start)
-
     def read_into(self, flat: torch.Tensor, *, on_bytes: Callable[[int], None]) -> None:
         """Read the whole block into a buffer, uint8 [buffer_bytes] on the CPU.
 
@@ -138,12 +157,15 @@ class StoredBlock:
             on_bytes: Told how many bytes were read since it was last.
 
         Raises:
-            ModelLoadError: It cannot be read.
+            ModelLoadError: It cannot be read, or is not what was written.
         """
-        for segment, start, count in self.pieces():
-            first = segment.offset + start
-            segment.read(start, flat[first : first + count])
-            on_bytes(count)
+        for segment in self.segments:
+            sums = []
+            for start, count in segment.pieces():
+                first = segment.offset + start
+                sums.append(segment.read(start, flat[first : first + count]))
+                on_bytes(count)
+            segment.check(sums)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each tensor by its name in the file, as a view of a flat buffer on any device."""
@@ -176,7 +198,7 @@ def open_block(folder: Path, name: str, manifest: StoreManifest, files: ExitStac
     for file_name in (f"{name}{SUFFIX}", f"{name}.{ENGINE_ONLY}{SUFFIX}"):
         if file_name not in manifest.files:
             continue
-        segment = _open_segment(folder / file_name, manifest.files[file_name].bytes, offset, files)
+        segment = _open_segment(folder / file_name, manifest.files[file_name], offset, files)
         segments.append(segment)
         end = offset + segment.bytes
         offset = end + -end % SEGMENT_ALIGNMENT_BYTES
@@ -188,7 +210,8 @@ def _is_for_engine(stem: str) -> bool:
     return stem.rpartition(".")[2] == ENGINE_ONLY or "." not in stem
 
 
-def _open_segment(path: Path, length: int, offset: int, files: ExitStack) -> Segment:
+def _open_segment(path: Path, written: WrittenFile, offset: int, files: ExitStack) -> Segment:
+    length = written.bytes
     try:
         # Unbuffered: what is read goes straight to where it stays.
         file = files.enter_context(path.open("rb", buffering=0))
@@ -216,6 +239,7 @@ def _open_segment(path: Path, length: int, offset: int, files: ExitStack) -> Seg
         offset=offset,
         bytes=data_bytes,
         places=places,
+        word_sum=written.word_sum,
     )
 
 

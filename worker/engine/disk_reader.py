@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
 
 from worker.engine.block_file import Segment, StoredBlock
+from worker.engine.engine import ModelLoadError
 
 
 @dataclass(frozen=True)
 class PendingRead:
-    """A block on its way into a buffer."""
+    """A block on its way into a buffer: for each of its files, the pieces."""
 
-    block: StoredBlock
-    pieces: tuple[Future[None], ...]
-
-    def is_done(self) -> bool:
-        """Whether wait() would return, or raise, at once."""
-        return all(piece.done() for piece in self.pieces)
+    pieces: tuple[tuple[Segment, tuple[Future[int], ...]], ...]
 
     def wait(self) -> None:
         """Wait for the last byte.
 
         Raises:
-            ModelLoadError: It cannot be read; the message names the file.
+            ModelLoadError: It cannot be read, or is not what was written; the
+                message names the file.
         """
-        for piece in self.pieces:
-            piece.result()
+        for segment, futures in self.pieces:
+            segment.check([future.result() for future in futures])
 
     def abandon(self) -> None:
         """Wait until nothing writes to the buffer any more, whatever was read."""
-        for piece in self.pieces:
-            piece.cancel()
-        for piece in self.pieces:
-            if not piece.cancelled():
-                piece.exception()
+        futures = [future for _, each in self.pieces for future in each]
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 class DiskReader:
@@ -47,16 +43,31 @@ class DiskReader:
 
     def begin(self, block: StoredBlock, target: torch.Tensor) -> PendingRead:
         """Begin to read a block into a buffer, uint8 [at least buffer_bytes] on the CPU."""
-        pieces = tuple(
-            self._pool.submit(_read, segment, start, target[segment.offset + start :][:count])
-            for segment, start, count in block.pieces()
+        return PendingRead(
+            tuple(
+                (
+                    segment,
+                    tuple(
+                        self._pool.submit(
+                            _read, segment, start, target[segment.offset + start :][:count]
+                        )
+                        for start, count in segment.pieces()
+                    ),
+                )
+                for segment in block.segments
+            )
         )
-        return PendingRead(block, pieces)
 
     def close(self) -> None:
         """End the threads; reads under way are finished first."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(segment: Segment, start: int, target: torch.Tensor) -> None:
-    segment.read(start, target)
+def _read(segment: Segment, start: int, target: torch.Tensor) -> int:
+    try:
+        return segment.read(start, target)
+    except ModelLoadError:
+        raise
+    except BaseException as error:
+        # Whatever ends a reader must not look like the worker's own end.
+        raise ModelLoadError(f"reading {segment.path} failed: {error!r}") from error

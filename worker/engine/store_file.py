@@ -16,6 +16,7 @@ from worker.engine.engine import LoadInterruptedError
 from worker.engine.model_layout import TensorLayout
 from worker.engine.quantise import cast_chunks, quantised_chunks
 from worker.engine.store_plan import StoreFile, StorePlan
+from worker.engine.word_sum import total_of, word_sum
 
 # The tensors' data starts on a page, for reads that go around the page cache.
 DATA_ALIGNMENT_BYTES = 4096
@@ -38,10 +39,17 @@ _ROW_FORMAT = torch.zeros(1, dtype=torch.uint8)
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenFile:
-    """A finished file: its length and the SHA-256 of its bytes."""
+    """A finished file.
+
+    Attributes:
+        bytes: Its length.
+        sha256: Of all of it.
+        word_sum: Of its tensors' data; None for a file of another kind.
+    """
 
     bytes: int
     sha256: str
+    word_sum: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +116,7 @@ def write_store_file(
         OSError: The disk is full or broken.
     """
     digest = hashlib.sha256()
+    sums, position = [0], 0
     with path.open("wb") as output:
         header = safetensors_header(file.tensors)
         output.write(header)
@@ -117,12 +126,14 @@ def write_store_file(
                 data = chunk.reshape(-1).view(torch.uint8).numpy().data
                 output.write(data)
                 digest.update(data)
+                sums.append(word_sum(data, position))
+                position += len(data)
                 on_bytes(len(data))
                 if should_stop():
                     raise LoadInterruptedError
         output.flush()
         os.fsync(output.fileno())
-        return WrittenFile(bytes=output.tell(), sha256=digest.hexdigest())
+        return WrittenFile(bytes=output.tell(), sha256=digest.hexdigest(), word_sum=total_of(sums))
 
 
 def safetensors_header(tensors: tuple[TensorLayout, ...]) -> bytes:

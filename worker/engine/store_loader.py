@@ -182,25 +182,30 @@ class _Reader:
         size = block.buffer_bytes
         with _allocating(f"{block.name} on {self._device}, a buffer", size):
             flat = torch.empty(size, dtype=torch.uint8, device=self._device)
-        for segment, start, count in block.pieces():
-            staging, is_free = self._next_staging()
-            # The copy that last read it, two pieces ago.
-            is_free.synchronize()
-            segment.read(start, staging[:count])
-            first = segment.offset + start
-            flat[first : first + count].copy_(staging[:count], non_blocking=True)
-            is_free.record()
-            self._progress.add(count)
+        for segment in block.segments:
+            sums = []
+            for start, count in segment.pieces():
+                staging, is_free = self._next_staging()
+                # The copy that last read it, two pieces ago.
+                is_free.synchronize()
+                sums.append(segment.read(start, staging[:count]))
+                first = segment.offset + start
+                flat[first : first + count].copy_(staging[:count], non_blocking=True)
+                is_free.record()
+                self._progress.add(count)
+            segment.check(sums)
         return flat
 
     def mapped(self, block: StoredBlock) -> dict[str, torch.Tensor]:
         """The block's tensors as views of its files, each page read once already."""
         tensors: dict[str, torch.Tensor] = {}
-        for segment, start, count in block.pieces():
-            # Now and not in the first pass, where a broken disk is a SIGBUS.
-            segment.read(start, self._scratch()[:count])
-            self._progress.add(count)
         for segment in block.segments:
+            # Now and not in the first pass, where a broken disk is a SIGBUS.
+            sums = []
+            for start, count in segment.pieces():
+                sums.append(segment.read(start, self._scratch()[:count]))
+                self._progress.add(count)
+            segment.check(sums)
             with _allocating(f"{block.name}, a mapping", segment.bytes):
                 pages = _mapped(segment)
             tensors |= segment.views(pages)

@@ -13,8 +13,8 @@ from typing import Any
 from worker.engine.store_file import WrittenFile
 
 MANIFEST = "tgp_store.json"
-# Of the folder's layout; a store of another one is made again.
-FORMAT_VERSION = 1
+# Of the folder's layout; a store of another one is made again. 2: sums of words.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,11 @@ def _name(name: str) -> str:
     return name
 
 
-def _file(*, bytes: int, sha256: str) -> WrittenFile:  # noqa: A002 - the document's own word
+def _file(*, bytes: int, sha256: str, word_sum: int | None = None) -> WrittenFile:  # noqa: A002 - the document's own word
     if not isinstance(sha256, str):
         raise TypeError("a checksum is a text")
-    return WrittenFile(bytes=_length(bytes), sha256=sha256)
+    checked = None if word_sum is None else _length(word_sum)
+    return WrittenFile(bytes=_length(bytes), sha256=sha256, word_sum=checked)
 
 
 def _length(value: object) -> int:
