@@ -20,6 +20,7 @@ TENSOR_LIBRARIES = {"torch", "transformers", "bitsandbytes", "accelerate"}
 # Files, or folders with a slash at the end.
 ENGINE = {"worker/engine/"}
 QUEUE = {
+    "worker/attentive_pool.py",
     "worker/celery_app.py",
     "worker/tasks.py",
     "worker/sticky_queues.py",
