@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint format bench fuzz clean
+.PHONY: help install demo test unit lint format bench fuzz chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ fuzz: $(STAMP) ## the coverage-guided fuzzer over every parser, FUZZ_SECONDS eac
 
 bench: $(STAMP) ## the queue benchmark: prompts/s beside one Celery task per prompt
 	$(BIN)/python -m benchmarks.queue
+
+chaos: $(STAMP) ## break everything at random moments, RUNS=100 of each fault; writes docs/reliability.md
+	$(BIN)/python -m tests.chaos --runs $(or $(RUNS),100) --seed $(or $(SEED),0)
 
 clean: ## remove what make made
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -16,6 +16,15 @@ from jobs.settings import Settings
 from tests.services import RealRedis, fresh_database, named, own_redis, real_postgres, run_sql
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chaos-runs",
+        type=int,
+        default=1,
+        help="runs of each fault in tests/chaos; more than 1 plays each on both databases",
+    )
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

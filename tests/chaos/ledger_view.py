@@ -1,0 +1,113 @@
+"""What the fault suite reads of the ledger, while it is being broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import func, select
+
+from jobs.database import Database
+from jobs.errors import DatabaseUnavailableError
+from jobs.models import completions, jobs, micro_batches, shards, workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """The prompts of a job without a result, by the state of their shard."""
+
+    running: frozenset[int]
+    queued: frozenset[int]
+
+
+class LedgerView:
+    """Reads only; every connection is its own, so that none goes stale."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url, pooled=False)
+
+    def job_status(self, job_id: str) -> str | None:
+        """The job's status; None while the database does not answer."""
+        try:
+            return str(self._scalar(select(jobs.c.status).where(jobs.c.id == job_id)))
+        except DatabaseUnavailableError:
+            return None
+
+    def job_count(self, idempotency_key: str) -> int:
+        query = select(func.count()).where(jobs.c.idempotency_key == idempotency_key)
+        return int(self._scalar(query))
+
+    def unfinished(self, job_id: str) -> Unfinished:
+        with self._database.read() as connection:
+            done = set(
+                connection.execute(
+                    select(completions.c.prompt_index).where(completions.c.job_id == job_id)
+                ).scalars()
+            )
+            rows = connection.execute(
+                select(shards.c.first_index, shards.c.last_index, shards.c.status).where(
+                    shards.c.job_id == job_id, shards.c.status.in_(("running", "queued"))
+                )
+            ).all()
+        held: dict[str, set[int]] = {"running": set(), "queued": set()}
+        for row in rows:
+            held[row.status].update(set(range(row.first_index, row.last_index + 1)) - done)
+        return Unfinished(running=frozenset(held["running"]), queued=frozenset(held["queued"]))
+
+    def queued_shards(self, job_id: str) -> list[int]:
+        return self._column(
+            select(shards.c.id).where(shards.c.job_id == job_id, shards.c.status == "queued")
+        )
+
+    def holders(self, job_id: str) -> set[int]:
+        """The process ids of the workers that hold a shard of the job."""
+        query = (
+            select(workers.c.process)
+            .join(shards, shards.c.lease_owner == workers.c.id)
+            .where(shards.c.job_id == job_id, shards.c.status == "running")
+        )
+        return set(self._column(query))
+
+    def result_count(self, job_id: str) -> int:
+        query = select(func.count()).where(completions.c.job_id == job_id)
+        return int(self._scalar(query))
+
+    def recorded_rows(self, job_id: str) -> int:
+        """How many rows the ledger says were generated and written."""
+        query = select(func.coalesce(func.sum(micro_batches.c.rows), 0))
+        return int(self._scalar(query.where(micro_batches.c.job_id == job_id)))
+
+    def stale_writes(self, job_id: str) -> int:
+        """Shards where an earlier claim wrote a result after a later claim had.
+
+        The database stamps the moments, so this is the fence, seen from outside.
+        """
+        query = (
+            select(
+                completions.c.shard_id,
+                completions.c.attempt,
+                func.min(completions.c.created_at).label("first"),
+                func.max(completions.c.created_at).label("last"),
+            )
+            .where(completions.c.job_id == job_id)
+            .group_by(completions.c.shard_id, completions.c.attempt)
+            .order_by(completions.c.shard_id, completions.c.attempt)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return sum(
+            earlier.shard_id == later.shard_id and earlier.last > later.first
+            for earlier, later in pairwise(rows)
+        )
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _scalar(self, query: Any) -> Any:
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def _column(self, query: Any) -> list[Any]:
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())

@@ -1,0 +1,201 @@
+"""One run of one fault: jobs, a seeded random moment, the blow, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.acceptance.box import Worker
+from tests.chaos.ledger_view import Unfinished
+from tests.chaos.stage import LOAD_SECONDS, Stage
+from tests.chaos.trace import Trace
+
+PROMPTS = tuple(f"what is to be said of number {number}" for number in range(48))
+SHARD_SIZE = 8
+PATIENCE_SECONDS = 60.0
+POLL_SECONDS = 0.002
+ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A job of the run, and how it is to end.
+
+    Attributes:
+        arguments: What else `submit` was told.
+        failing: Prompts that must end with an error, and its code.
+        status: How the job must end.
+    """
+
+    id: str
+    model: str
+    prompts: Sequence[str]
+    arguments: Sequence[str] = ()
+    failing: dict[int, str] = field(default_factory=dict)
+    status: str = "completed"
+
+
+class Run:
+    """What a fault is given to play with.
+
+    Attributes:
+        allowance_seconds: What recovery may take beside a lease and a sweep:
+            the start of a worker that had to be started.
+        strikes: How many processes lost what they held.
+        affected: The prompts whose next beginning ends the recovery; None when
+            nothing had to recover.
+    """
+
+    def __init__(self, stage: Stage, random: Random, number: int) -> None:
+        self.stage = stage
+        self.random = random
+        self.number = number
+        self.trace = Trace(stage.trace_file)
+        self.jobs: list[Job] = []
+        self.allowance_seconds = 0.0
+        self.strikes = 0
+        self.struck_at = 0.0
+        self.affected: frozenset[str] | None = None
+        self.problems: list[str] = []
+
+    # --- jobs ---
+
+    def submit(
+        self,
+        model: str = "steady",
+        prompts: Sequence[str] = PROMPTS,
+        *arguments: str,
+        shard_size: int = SHARD_SIZE,
+    ) -> Job:
+        """Submit a job with the real command."""
+        order = self.submit_command(model, prompts, *arguments, shard_size=shard_size)
+        job_id = self.stage.box.run(*order).stdout.strip()
+        return self.expect(Job(id=job_id, model=model, prompts=prompts, arguments=arguments))
+
+    def submit_command(
+        self, model: str, prompts: Sequence[str], *arguments: str, shard_size: int = SHARD_SIZE
+    ) -> list[str]:
+        file = self.stage.prompt_file(prompts)
+        return ["submit", file, "--model", model, "--shard-size", str(shard_size), *arguments]
+
+    def expect(self, job: Job) -> Job:
+        """Have the job checked at the run's end."""
+        self.jobs.append(job)
+        return job
+
+    def at_once(self, *commands: Sequence[str]) -> list[subprocess.CompletedProcess[str]]:
+        """Run several commands side by side to their ends."""
+        processes = [self.stage.box.start(*command) for command in commands]
+        done = []
+        for process in processes:
+            output, notes = process.communicate(timeout=PATIENCE_SECONDS)
+            done.append(
+                subprocess.CompletedProcess(process.args, process.returncode, output, notes)
+            )
+        return done
+
+    # --- moments ---
+
+    def wait_until_some_are_begun(self, job: Job, most_share: float = 0.8) -> None:
+        """Wait for a random number of the job's prompts to be begun, and a little longer."""
+        count = self.random.randrange(1, max(2, int(len(job.prompts) * most_share)))
+        self.wait_until(lambda: len(self.trace.read()) >= count or self.has_ended(job))
+        self.pause(0.05)
+
+    def wait_until_loading(self) -> Job:
+        """Submit a job whose model is not loaded, and wait for a moment of its loading."""
+        before = self._loads_begun()
+        # One of two, so that the last run's is not the one in memory.
+        job = self.submit(f"loads-{'ab'[self.number % 2]}")
+        self.wait_until(lambda: self._loads_begun() > before)
+        self.pause(LOAD_SECONDS)
+        return job
+
+    def pause(self, most_seconds: float) -> None:
+        time.sleep(self.random.uniform(0, most_seconds))
+
+    def wait_seconds(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def has_ended(self, job: Job) -> bool:
+        return self.stage.ledger.job_status(job.id) in ENDED
+
+    def wait_for_end(self, job: Job) -> None:
+        """Wait until the job has ended, or note that it did not."""
+        self.wait_until(lambda: self.has_ended(job))
+        if not self.has_ended(job):
+            status = self.stage.ledger.job_status(job.id)
+            self.problems.append(f"job {job.id} is {status} after {PATIENCE_SECONDS:g} s")
+
+    # --- blows ---
+
+    def strike(self, job: Job, stopped: str = "running", *, processes: int = 1) -> None:
+        """Say that the blow falls now.
+
+        Args:
+            job: The one whose recovery is timed.
+            stopped: What the blow stops: the shards that are "running", the
+                messages of those "queued", or "all" there is.
+            processes: How many lose the prompts they hold.
+        """
+        left = self.stage.ledger.unfinished(job.id)
+        indices = {
+            "running": left.running,
+            "queued": left.queued,
+            "all": left.running | left.queued,
+        }[stopped]
+        self.affected = frozenset(job.prompts[index] for index in indices)
+        self.strikes += processes
+        self.struck_at = time.monotonic()
+
+    def mended(self, job: Job) -> None:
+        """Say that the fault is over now: recovery is timed from here."""
+        self.strike(job, "all", processes=0)
+
+    def holder(self, job: Job) -> Worker:
+        """A worker that holds a shard of the job at this moment, or any if none does."""
+        held = self.stage.ledger.holders(job.id)
+        workers = self.stage.workers
+        holding = [worker for worker in workers if worker.process.pid in held]
+        return self.random.choice(holding or workers)
+
+    def start_worker(self) -> None:
+        """Start a worker in the place of one that is gone."""
+        self.allowance_seconds += self.stage.start_worker()
+
+    def unfinished(self, job: Job) -> Unfinished:
+        return self.stage.ledger.unfinished(job.id)
+
+    # --- afterwards ---
+
+    def recovery_seconds(self) -> float | None:
+        """From the blow to the first prompt begun of those it stopped."""
+        if not self.affected:
+            return None
+        moments = [
+            begun.at
+            for begun in self.trace.read()
+            if begun.at > self.struck_at and begun.prompt in self.affected
+        ]
+        return min(moments) - self.struck_at if moments else None
+
+    def repeated_prompts(self) -> int:
+        """How many times a prompt was begun that had been begun before."""
+        begun = [(each.prompt) for each in self.trace.read()]
+        return len(begun) - len(set(begun))
+
+    def results(self, job: Job) -> list[dict[str, object]]:
+        output = self.stage.box.run("results", job.id).stdout
+        return [json.loads(line) for line in output.splitlines()]
+
+    def _loads_begun(self) -> int:
+        return sum(worker.log.count(" model_loading ") for worker in self.stage.box.workers)
