@@ -56,7 +56,7 @@ def retry_job(database: Database, job_id: str) -> int:
         connection.execute(update(shards).where(shards.c.job_id == job_id).values(failed_prompts=0))
         connection.execute(
             update(shards)
-            .where(shards.c.job_id == job_id, _has_pending_prompt())
+            .where(shards.c.job_id == job_id, has_pending_prompt())
             .values(
                 status="queued",
                 crashes=0,
@@ -66,6 +66,13 @@ def retry_job(database: Database, job_id: str) -> int:
                 **NO_LEASE,
             )
         )
+        # A shard that failed with its job when it had its last result already: it
+        # would keep the job from ever being completed.
+        connection.execute(
+            update(shards)
+            .where(shards.c.job_id == job_id, shards.c.status == "failed")
+            .values(status="completed")
+        )
         connection.execute(
             update(jobs)
             .where(jobs.c.id == job_id)
@@ -74,7 +81,7 @@ def retry_job(database: Database, job_id: str) -> int:
     return count
 
 
-def _has_pending_prompt() -> ColumnElement[bool]:
+def has_pending_prompt() -> ColumnElement[bool]:
     """Of a shard: some prompt in its range has no result."""
     result = select(completions.c.prompt_index).where(
         completions.c.job_id == prompts.c.job_id,
