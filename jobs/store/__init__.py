@@ -6,6 +6,7 @@ leases       claim, renew, finish, give back
 recording    results and timings, a micro-batch at a time
 recovery     expired leases, prompts that kill their worker
 control      cancel and retry
+repair       states that nobody mends by himself
 reading      what the commands show
 workers      who is alive and what it holds
 
