@@ -20,7 +20,6 @@ from worker.engine.model_demands import ModelDemands, Workload
 from worker.engine.model_layout import config_of_shape
 from worker.engine.placement import make_plan
 from worker.engine.plan import Budgets, CannotRunError, Home, Plan
-from worker.engine.plan_today import resident_plan
 from worker.engine.throughputs import CPU, GIB, T4
 
 PAGE = Path(__file__).parents[1] / "docs" / "fits.md"
@@ -54,7 +53,7 @@ BOXES = (
     Box(name="A desktop: a card of 8 GiB, 16 GiB of RAM", gpu_gib=7.0, ram_gib=16),
     Box(name="No GPU: 16 GiB of RAM", gpu_gib=None, ram_gib=16),
 )
-HEADINGS = ("model", "resident", "from RAM", "from disk", "rows", "tokens/s", "bound by", "today")
+HEADINGS = ("model", "resident", "from RAM", "from disk", "rows", "tokens/s", "bound by")
 INTRODUCTION = f"""\
 # What fits where
 
@@ -62,10 +61,6 @@ INTRODUCTION = f"""\
 shapes and from the speed of a T4's link, disk and chip, as FlexGen's authors fitted them \
 (12.89 GiB/s from RAM to the GPU, 0.473 GiB/s from disk). `tgp-jobs plan MODEL` does the same \
 for your machine.
-
-**Streaming is not in this version yet.** Where a table has blocks in RAM or on disk, that plan \
-cannot run today. The last column says what can: the model as a whole, on the GPU or, without \
-one, in RAM.
 
 Rows have {WORKLOAD.prompt_tokens} prompt tokens and {WORKLOAD.new_tokens} new ones, a shard has \
 {WORKLOAD.shard_rows}. Of the RAM, {CPU_MARGIN_BYTES / GIB:g} GiB are left to the worker itself. \
@@ -82,8 +77,6 @@ one, so a plan often keeps fewer blocks resident to make room for more rows.
 - **bound by** is what a step waits for. Where it is the disk, more RAM helps most.
 - A T4's chip is counted with its float16 rates. We have not timed int8 on one.
 - Without a GPU the constants are of two cores of one server, so those figures are the roughest.
-- **today** counts 12 GiB more for `flan-ul2`, of which this version keeps one matrix of each \
-layer in float32. Rows beyond 16 want `--micro-batch-rows`.
 
 This page is made by `python -m benchmarks.fits --write`.
 """
@@ -114,15 +107,13 @@ def _cells(model: ModelDemands, box: Box) -> list[str]:
     try:
         plan = make_plan(model, WORKLOAD, box.budgets, throughputs)
     except CannotRunError as error:
-        return [f"`{model.name}`", *["-"] * 5, str(error), "no"]
-    today = resident_plan(plan)
+        return [f"`{model.name}`", *["-"] * 5, str(error)]
     return [
         f"`{model.name}`",
         *(str(len(plan.blocks_at(home))) for home in HOMES),
         str(plan.rows),
         _speed(plan),
         plan.limit,
-        "no" if today is None else f"yes: {today.rows} rows, {_speed(today)}",
     ]
 
 

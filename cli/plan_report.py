@@ -11,10 +11,8 @@ from cli.load_progress import size_text
 from cli.output import duration_text, print_fields, print_table, say
 from worker.engine.plan import Home, Plan
 from worker.engine.plan_advice import advice, speed_text
-from worker.engine.plan_today import resident_plan
 
 PREDICTED = "These are predictions from the model's shape, not measurements."
-NOT_YET = "Streaming is not in this version yet."
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -51,24 +49,12 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         },
         "limits": {"step": plan.limit, "rows": plan.rows_limit},
         "advice": advice(plan),
-        "this_version": _today_document(plan),
     }
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     # JSON has no infinity, which is what a CPU's link is.
     return {name: None if value == float("inf") else value for name, value in values.items()}
-
-
-def _today_document(plan: Plan) -> dict[str, Any]:
-    today = resident_plan(plan)
-    if today is None:
-        return {"runs": False, "micro_batch_rows": 0, "tokens_per_second": 0.0}
-    return {
-        "runs": True,
-        "micro_batch_rows": today.rows,
-        "tokens_per_second": today.prediction.tokens_per_second,
-    }
 
 
 def print_plan(plan: Plan) -> None:
@@ -84,18 +70,6 @@ def print_plan(plan: Plan) -> None:
     say()
     print_fields(_predictions(plan))
     say(f"\n{advice(plan)}\n{PREDICTED}")
-    if plan.slots:
-        say(f"{NOT_YET} {_today_text(plan)}")
-
-
-def _today_text(plan: Plan) -> str:
-    today = resident_plan(plan)
-    if today is None:
-        return f"As a whole it does not fit {plan.budgets.device_memory}, so it cannot run today."
-    return (
-        f"Today it runs as a whole in {plan.budgets.device_memory}: {today.rows} rows, "
-        f"about {speed_text(today)}."
-    )
 
 
 def _homes(plan: Plan) -> Iterator[tuple[str, str, str]]:

@@ -22,4 +22,3 @@ def test_every_model_is_planned_for_every_box(text: str) -> None:
 
 def test_nobody_can_take_the_figures_for_measurements(text: str) -> None:
     assert "**Everything on this page is predicted, not measured.**" in text
-    assert "**Streaming is not in this version yet.**" in text

@@ -13,9 +13,11 @@ from worker.engine.engine import ModelSource
 from worker.engine.int8_store import Int8Store, prepare_store
 from worker.engine.layout_demands import DTYPES, demands_of_config
 from worker.engine.model_demands import ModelDemands, Workload
+from worker.engine.placed_model import place_model
 from worker.engine.placement import make_plan
 from worker.engine.plan import Budgets, CannotRunError, Plan
 from worker.engine.store_loader import load_store
+from worker.engine.stored_model import open_store
 from worker.engine.throughputs import T4
 
 TOLERANCE = 0.02
@@ -80,6 +82,22 @@ def test_the_loader_takes_in_every_tier_what_was_planned(store: Int8Store, plan:
     assert taken == pytest.approx(
         {"resident": plan.memory.resident_bytes, "ram": plan.memory.ram_bytes}, rel=TOLERANCE
     )
+
+
+def test_the_slots_take_what_was_planned(store: Int8Store, plan: Plan, on_gpu: bool) -> None:
+    config = AutoConfig.from_pretrained(store.folder)
+    source = open_store(store, "tiny", config, device=torch.device("cpu"), dtype=DTYPES[on_gpu])
+    model = place_model(
+        source,
+        plan.homes,
+        mode="w8a16",
+        on_progress=lambda _progress: None,
+        should_stop=lambda: False,
+    )
+    taken = [slot.flat.numel() for slot in model.slots]
+    model.close()
+    assert len(taken) == plan.slots > 0
+    assert sum(taken) == pytest.approx(plan.memory.slot_bytes, rel=TOLERANCE)
 
 
 def test_the_store_takes_what_was_planned_and_headers(store: Int8Store, plan: Plan) -> None:

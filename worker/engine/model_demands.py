@@ -39,6 +39,14 @@ class BlockDemand:
     self_kv_bytes_per_token: int = 0
     cross_kv_bytes_per_token: int = 0
 
+    @property
+    def link_bytes(self) -> int:
+        """What a pass copies to the device where the block is streamed.
+
+        Nothing for an embedding that is no head: its lines are read where it is.
+        """
+        return self.weight_bytes if self.is_layer or self.matrix_parameters else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDemands:

@@ -24,7 +24,7 @@ from worker.engine.plan import (
     Prediction,
     Resource,
 )
-from worker.engine.residency import SLOTS, Housing, Residency, housings, residencies
+from worker.engine.residency import Housing, Residency, housings, residencies
 from worker.engine.throughputs import Throughputs
 
 
@@ -37,18 +37,6 @@ def make_plan(
         CannotRunError: There is none within the budgets.
     """
     return _best_plan(model, workload, budgets, throughputs, list(residencies(model)))
-
-
-def make_resident_plan(
-    model: ModelDemands, workload: Workload, budgets: Budgets, throughputs: Throughputs
-) -> Plan:
-    """The plan for an engine that streams nothing: every block on the device.
-
-    Raises:
-        CannotRunError: The model does not fit it as a whole.
-    """
-    whole = [each for each in residencies(model) if not each.streamed_bytes]
-    return _best_plan(model, workload, budgets, throughputs, whole)
 
 
 def _best_plan(
@@ -79,11 +67,11 @@ class _Choice:
         return self.table.speed(
             self.rows,
             Traffic(
-                link_bytes=self.residency.encode.streamed_bytes,
+                link_bytes=self.residency.encode.link_bytes,
                 disk_bytes=self.housing.encode.disk_bytes,
             ),
             Traffic(
-                link_bytes=self.residency.decode.streamed_bytes,
+                link_bytes=self.residency.decode.link_bytes,
                 disk_bytes=self.housing.decode.disk_bytes,
             ),
         )
@@ -107,7 +95,7 @@ class _Choice:
             budgets=budgets,
             throughputs=table.throughputs,
             blocks=blocks,
-            slots=SLOTS if self.residency.slot_bytes else 0,
+            slots=len(self.residency.slot_sizes),
             rows=self.rows,
             encoded_rows=table.encoded_rows(self.rows),
             memory=self._memory(),
@@ -166,8 +154,8 @@ def _ceiling(table: BatchTable, rows: int, residency: Residency) -> float:
     """Tokens a second if nothing had to come from disk, to spare the search of housings."""
     return table.speed(
         rows,
-        Traffic(link_bytes=residency.encode.streamed_bytes),
-        Traffic(link_bytes=residency.decode.streamed_bytes),
+        Traffic(link_bytes=residency.encode.link_bytes),
+        Traffic(link_bytes=residency.decode.link_bytes),
     ).tokens_per_second
 
 

@@ -35,7 +35,7 @@ class HostSplit:
     Attributes:
         in_ram: Names of the blocks in pinned RAM.
         ram_bytes: What they take there.
-        disk_bytes: What each pass reads from disk.
+        disk_bytes: What each pass reads from disk as a whole.
     """
 
     in_ram: frozenset[str]
@@ -59,8 +59,15 @@ class PhaseResidency:
         return sum(block.weight_bytes for block in self.streamed)
 
     @cached_property
-    def largest_bytes(self) -> int:
-        return max((block.weight_bytes for block in self.streamed), default=0)
+    def link_bytes(self) -> int:
+        """What each pass copies to the device."""
+        return sum(block.link_bytes for block in self.streamed)
+
+    @cached_property
+    def through_slots(self) -> tuple[BlockDemand, ...]:
+        """The blocks that each pass copies, in the order it needs them: a tied head is last."""
+        copied = [block for block in self.streamed if block.link_bytes]
+        return tuple(sorted(copied, key=lambda block: not block.is_layer))
 
     @cached_property
     def host_splits(self) -> tuple[HostSplit, ...]:
@@ -79,7 +86,7 @@ class PhaseResidency:
             yield HostSplit(
                 in_ram=frozenset(block.name for block in in_ram),
                 ram_bytes=sum(block.weight_bytes for block in in_ram),
-                disk_bytes=sum(block.weight_bytes for block in on_disk),
+                disk_bytes=sum(block.link_bytes for block in on_disk),
             )
 
 
@@ -120,17 +127,23 @@ class Residency:
         return self.pinned_bytes + self.encode.resident_bytes + self.decode.resident_bytes
 
     @cached_property
-    def largest_bytes(self) -> int:
-        return max(self.encode.largest_bytes, self.decode.largest_bytes)
+    def slot_sizes(self) -> tuple[int, ...]:
+        """Bytes of each device slot: of the largest block that uses it, of either phase."""
+        orders = (self.encode.through_slots, self.decode.through_slots)
+        count = min(SLOTS, max(map(len, orders)))
+        return tuple(
+            max(block.weight_bytes for order in orders for block in order[slot::count])
+            for slot in range(count)
+        )
 
     @cached_property
     def slot_bytes(self) -> int:
-        return SLOTS * self.largest_bytes
+        return sum(self.slot_sizes)
 
     @cached_property
     def staging_bytes(self) -> int:
         """What disk reads need of pinned RAM, if there are any."""
-        return STAGING_BUFFERS * self.largest_bytes
+        return STAGING_BUFFERS * max(self.slot_sizes, default=0)
 
     @cached_property
     def streamed_bytes(self) -> int:

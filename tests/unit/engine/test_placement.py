@@ -14,7 +14,7 @@ from tests.unit.engine.planner_cases import MIB, Case
 from worker.engine.model_demands import Phase, Workload
 from worker.engine.placement import make_plan
 from worker.engine.plan import Budgets, CannotRunError, Plan
-from worker.engine.residency import spread
+from worker.engine.residency import SLOTS, spread
 from worker.engine.throughputs import T4
 
 settings.register_profile(
@@ -48,8 +48,11 @@ def test_the_bytes_of_a_tier_are_those_of_its_blocks(plan: Plan) -> None:
     memory = plan.memory
     assert memory.resident_bytes == sum(b.weight_bytes for b in plan.blocks_at("resident"))
     assert memory.ram_bytes == sum(b.weight_bytes for b in plan.blocks_at("ram"))
-    streamed = [*plan.blocks_at("ram"), *plan.blocks_at("disk")]
-    assert memory.slot_bytes == plan.slots * max((b.weight_bytes for b in streamed), default=0)
+    copied = [b.link_bytes for b in (*plan.blocks_at("ram"), *plan.blocks_at("disk"))]
+    largest = max(copied, default=0)
+    assert largest <= memory.slot_bytes <= plan.slots * largest
+    assert plan.slots <= SLOTS
+    assert (plan.slots == 0) == (largest == 0)
 
 
 @planner
