@@ -21,7 +21,7 @@ import torch
 from worker.engine.cache_budget import CacheBudget, CacheExtent, Extent
 from worker.engine.forward_calls import ForwardCalls
 from worker.engine.generated_row import GeneratedRow
-from worker.engine.kv_cache import Place, cache_at, with_cross_states
+from worker.engine.kv_cache import NOWHERE, Moving, Place, cache_at, with_cross_states
 from worker.engine.kv_store import StateStore
 
 Forward = Callable[[], torch.Tensor]
@@ -47,6 +47,14 @@ class AliveRows:
         self._edge = 0
         self._extent = CacheExtent()
         self._joining: list[GeneratedRow] = []
+        # One for all decode passes; only the place that it works at changes.
+        self._decoding = Moving(NOWHERE)
+        self._reading = Moving(NOWHERE) if cross is not None else None
+        self._decode_cache = cache_at(own, self._decoding)
+        if cross is not None and self._reading is not None:
+            self._decode_cache = with_cross_states(
+                self._decode_cache, cache_at(cross, self._reading), is_filled=True
+            )
 
     @property
     def allocated_bytes(self) -> int:
@@ -92,25 +100,21 @@ class AliveRows:
 
     def decoding(self) -> Forward:
         """The pass that gives each row its next token; there must be rows."""
-        rows = list(self.rows)
-        cached = [row.cached_tokens for row in rows]
-        tokens = [row.progress.token_ids[-1] for row in rows]
-        place = Place(
-            rows=slice(0, len(rows)),
+        cached = [row.cached_tokens for row in self.rows]
+        tokens = [row.progress.token_ids[-1] for row in self.rows]
+        sources = [row.extent.source_tokens for row in self.rows]
+        self._decoding.place = Place(
+            rows=slice(0, len(cached)),
             columns=slice(self._edge - max(cached), self._edge),
             new_columns=slice(self._edge, self._edge + 1),
         )
-        cache = cache_at(self._own, place)
-        if self._cross is None:
-            return lambda: self._calls.decode(tokens, cached, cache)
-        sources = [row.extent.source_tokens for row in rows]
-        seen = Place(
-            rows=slice(0, len(rows)),
-            columns=slice(0, max(sources)),
-            new_columns=slice(max(sources), max(sources)),
-        )
-        both = with_cross_states(cache, cache_at(self._cross, seen), is_filled=True)
-        return lambda: self._calls.decode(tokens, cached, both, sources)
+        if self._reading is not None:
+            self._reading.place = Place(
+                rows=slice(0, len(cached)),
+                columns=slice(0, max(sources)),
+                new_columns=slice(max(sources), max(sources)),
+            )
+        return lambda: self._calls.decode(tokens, cached, self._decode_cache, sources)
 
     def starting(self, first: int, count: int) -> Forward:
         """The pass that prefills some of the joining rows, and gives their first tokens."""
@@ -123,7 +127,7 @@ class AliveRows:
             columns=slice(edge - longest, edge - longest),
             new_columns=slice(edge - longest, edge),
         )
-        cache = cache_at(self._own, place)
+        cache = cache_at(self._own, Moving(place))
         if self._cross is None:
             prompts = [row.decoder_tokens for row in rows]
             return lambda: self._calls.prefill(prompts, cache)
@@ -133,7 +137,7 @@ class AliveRows:
             columns=slice(0, 0),
             new_columns=slice(0, max(len(each) for each in states)),
         )
-        both = with_cross_states(cache, cache_at(self._cross, written), is_filled=False)
+        both = with_cross_states(cache, cache_at(self._cross, Moving(written)), is_filled=False)
         return lambda: self._calls.start(states, self._start_token, both)
 
     def take_in(self, place: int, cache: Any) -> None:

@@ -115,14 +115,14 @@ class ContinuousEngine:
             raise RuntimeError("the engine is closed")
         loop = self._loop(self._loaded, feed)
         try:
-            while not should_stop() and self._step(loop):
-                if loop.window.is_due(self.row_capacity):
+            is_working = True
+            while is_working:
+                is_working = self._run_window(loop, should_stop)
+                if loop.window.results:
                     yield self._close_window(loop)
         finally:
             loop.alive.clear()
             self._alive = None
-        if loop.window.results:
-            yield self._close_window(loop)
 
     def close(self) -> None:
         """Free everything the model holds, on every device."""
@@ -131,11 +131,19 @@ class ContinuousEngine:
         self._loaded = self._alive = None
         free_unused_memory()
 
+    def _run_window(self, loop: DecodeLoop, should_stop: Callable[[], bool]) -> bool:
+        """Steps until there is enough to tell; whether there is more to do."""
+        # Not around each step: Python's logging forgets what it knows at either end.
+        with quiet_libraries():
+            while not loop.window.is_due(self.row_capacity):
+                if should_stop() or not self._step(loop):
+                    return False
+        return True
+
     def _step(self, loop: DecodeLoop) -> bool:
         """One step, or what makes the next one fit."""
         try:
-            with quiet_libraries():
-                return loop.step()
+            return loop.step()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -37,8 +37,11 @@ class ForwardCalls:
         # Given as 4D, a mask is used as it is; else transformers looks into it
         # and the host waits for the GPU. BLOOM's eager attention wants it 2D.
         self._takes_4d_masks = model.config._attn_implementation == "sdpa"
-        # GPT-2 without a mask looks for padding among the tokens.
-        self._may_leave_mask_out = self._takes_4d_masks and model.config.pad_token_id is None
+        # Attention is faster without a mask where rows are of one length. But
+        # GPT-2 looks for padding among the tokens then.
+        self._may_leave_mask_out = self._takes_4d_masks and (
+            family.is_encoder_decoder or model.config.pad_token_id is None
+        )
 
     def decode(
         self,
@@ -63,11 +66,12 @@ class ForwardCalls:
             rows = torch.tensor([tokens, cached]).to(self._device)  # [2, R]
             inputs: dict[str, Any] = {}
             mask = None
-            if not (self._may_leave_mask_out and min(cached) == longest):
+            if not self._need_no_mask(cached):
                 mask = self._shaped(self._ends_at_edge(rows[1] + 1, longest + 1))
             if self._is_encoder_decoder:
                 inputs["encoder_outputs"] = self._any_states(source_tokens)
-                inputs["attention_mask"] = self._shaped(self._starts_at_edge(source_tokens))
+                if not self._need_no_mask(source_tokens):
+                    inputs["attention_mask"] = self._shaped(self._starts_at_edge(source_tokens))
                 inputs["decoder_attention_mask"] = mask
                 inputs["decoder_input_ids"] = rows[0][:, None]
             else:
@@ -149,6 +153,9 @@ class ForwardCalls:
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
+
+    def _need_no_mask(self, lengths: Sequence[int]) -> bool:
+        return self._may_leave_mask_out and min(lengths) == max(lengths)
 
     def _ends_at_edge(self, lengths: torch.Tensor, width: int) -> torch.Tensor:
         """Which of so many columns are a row's, the last `lengths` of them: bool [R, C]."""

@@ -18,7 +18,7 @@ from transformers.cache_utils import CacheLayerMixin
 from worker.engine.kv_store import StateStore
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """Where one forward pass reads and writes.
 
@@ -37,15 +37,25 @@ class Place:
         return int(self.columns.stop - self.columns.start)
 
 
+NOWHERE = Place(rows=slice(0, 0), columns=slice(0, 0), new_columns=slice(0, 0))
+
+
+@dataclass
+class Moving:
+    """A place that is another one in the next pass."""
+
+    place: Place
+
+
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's part of a place in a store."""
 
     is_sliding = False
 
-    def __init__(self, store: StateStore, index: int, place: Place) -> None:
+    def __init__(self, store: StateStore, index: int, at: Moving) -> None:
         self._store = store
         self._index = index
-        self._place = place
+        self._at = at
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -55,7 +65,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the new states [R, H, T, D] and return what attention is to see."""
-        place = self._place
+        place = self._at.place
         self._store.write(self._index, place.rows, place.new_columns, key_states, value_states)
         if place.past == 0:
             return key_states, value_states
@@ -63,29 +73,29 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     @property
     def keys(self) -> torch.Tensor:
-        return self._store.keys(self._index, self._place.rows, self._seen)
+        return self._store.keys(self._index, self._at.place.rows, self._seen)
 
     @property
     def values(self) -> torch.Tensor:
-        return self._store.values(self._index, self._place.rows, self._seen)
+        return self._store.values(self._index, self._at.place.rows, self._seen)
 
     @property
     def _seen(self) -> slice:
-        return slice(self._place.columns.start, self._place.new_columns.stop)
+        return slice(self._at.place.columns.start, self._at.place.new_columns.stop)
 
     def get_seq_length(self) -> int:
-        return self._place.past
+        return self._at.place.past
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._place.past + query_length, 0
+        return self._at.place.past + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
 
 
-def cache_at(store: StateStore, place: Place) -> Any:
-    """A decoder's cache whose layers work at this place; it may move between passes."""
-    return Cache(layers=[_Layer(store, index, place) for index in range(store.layers)])
+def cache_at(store: StateStore, at: Moving) -> Any:
+    """A decoder's cache whose layers work at this place, wherever that is by then."""
+    return Cache(layers=[_Layer(store, index, at) for index in range(store.layers)])
 
 
 def with_cross_states(own: Any, cross: Any, *, is_filled: bool) -> Any:
