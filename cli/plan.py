@@ -54,7 +54,7 @@ class ShapeUnknownError(BadInputError):
     show_default=True,
     help="Where rates are from: measured once, measured again, or a T4's constants.",
 )
-@settings_options("gpu_memory", "cpu_memory", "device", "stores", "shard_size")
+@settings_options("gpu_memory", "cpu_memory", "device", "stores", "shard_size", "kv_cache")
 @json_option
 def plan(
     *,

@@ -52,7 +52,9 @@ def plan_model(settings: Settings, request: PlanRequest) -> Plan:
             "for this machine's processor with --device cpu"
         )
     config = known_config(request.source)
-    model = demands_of_config(config, request.source.alias, on_gpu=on_gpu)
+    model = demands_of_config(
+        config, request.source.alias, on_gpu=on_gpu, kv_cache=settings.kv_cache
+    )
     return make_plan(
         model,
         request.workload,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
+from worker.engine.kv_format import CacheDtype, cache_format
+from worker.engine.kv_store import cache_shape_of
 from worker.engine.model_demands import BlockDemand, ModelDemands, Phase
 from worker.engine.model_layout import BlockLayout, ModelLayout, layout_of
 
@@ -15,25 +17,38 @@ from worker.engine.model_layout import BlockLayout, ModelLayout, layout_of
 DTYPES = {True: torch.float16, False: torch.float32}
 
 
-def demands_of_config(config: Any, name: str, *, on_gpu: bool) -> ModelDemands:
+def demands_of_config(
+    config: Any, name: str, *, on_gpu: bool, kv_cache: CacheDtype = "float"
+) -> ModelDemands:
     """What a model of this configuration asks for; no weights are read.
 
     Args:
         config: A transformers configuration.
         name: For messages.
         on_gpu: Whether a GPU computes.
+        kv_cache: How keys and values are kept.
     """
     layout = layout_of(config, dtype=DTYPES[on_gpu])
-    return demands_of_layout(config, name, layout, on_gpu=on_gpu)
+    return demands_of_layout(config, name, layout, on_gpu=on_gpu, kv_cache=kv_cache)
 
 
-def demands_of_layout(config: Any, name: str, layout: ModelLayout, *, on_gpu: bool) -> ModelDemands:
+def demands_of_layout(
+    config: Any,
+    name: str,
+    layout: ModelLayout,
+    *,
+    on_gpu: bool,
+    kv_cache: CacheDtype = "float",
+) -> ModelDemands:
     """The same for a layout that is known, such as a store's."""
     dtype = DTYPES[on_gpu]
     int8 = [tensor.shape for tensor in layout.tensors if tensor.quantised]
     return ModelDemands(
         name=name,
-        blocks=tuple(_block(config, each, layout, dtype.itemsize) for each in layout.blocks),
+        blocks=tuple(
+            _block(config, each, layout, _layer_kv_bytes(config, dtype, kv_cache))
+            for each in layout.blocks
+        ),
         hidden_size=config.hidden_size,
         widest_size=max(max(shape) for shape in int8),
         heads=config.num_attention_heads,
@@ -52,11 +67,13 @@ def _plain_copies_bytes(config: Any, layout: ModelLayout, dtype: torch.dtype) ->
     return sum(t.bytes for t in plain.tensors if t.name in int8_names and not t.quantised)
 
 
-def _block(config: Any, block: BlockLayout, layout: ModelLayout, float_bytes: int) -> BlockDemand:
+def _block(
+    config: Any, block: BlockLayout, layout: ModelLayout, layer_kv_bytes: int
+) -> BlockDemand:
     causal = not config.is_encoder_decoder
     shared = block.kind == "rest" or (block.kind == "embedding" and not causal)
     phase: Phase = "encode" if block.kind == "encoder" else "decode"
-    kv = _kv_bytes_per_token(config, float_bytes) if block.kind == "decoder" else 0
+    kv = layer_kv_bytes if block.kind == "decoder" else 0
     return BlockDemand(
         name=block.name,
         phase="both" if shared and not causal else phase,
@@ -76,12 +93,10 @@ def _matrix_parameters(config: Any, block: BlockLayout, layout: ModelLayout) -> 
     return sum(prod(t.shape) for t in block.tensors if t.is_parameter and len(t.shape) > 1)
 
 
-def _kv_bytes_per_token(config: Any, float_bytes: int) -> int:
+def _layer_kv_bytes(config: Any, dtype: torch.dtype, kv_cache: CacheDtype) -> int:
     """A layer's keys and values for one token."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
-    return int(2 * kv_heads * (head_size or config.hidden_size // heads) * float_bytes)
+    shape = cache_shape_of(config)
+    return shape.token_bytes(cache_format(kv_cache), dtype) // shape.layers
 
 
 def _supports_sdpa(config: Any) -> bool:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from worker.engine.batch_limits import BatchLimits
 from worker.engine.checkpoint import Checkpoint, open_checkpoint
 from worker.engine.engine import Engine, LoadedModel, LoadProgress, ModelLoadError, ModelSource
+from worker.engine.engine_choice import make_engine
 from worker.engine.families import family_of
 from worker.engine.int8_linear import ComputeMode
 from worker.engine.int8_model import (
@@ -24,6 +25,7 @@ from worker.engine.int8_model import (
     plain_dtype,
 )
 from worker.engine.int8_store import Int8Store
+from worker.engine.kv_format import CacheDtype
 from worker.engine.model_demands import Workload
 from worker.engine.placed_model import DEFAULT_DISK_READERS, place_model
 from worker.engine.plan import Plan
@@ -35,9 +37,7 @@ from worker.engine.store_placement import (
 )
 from worker.engine.stored_checkpoint import store_for
 from worker.engine.stored_model import OpenedStore, open_store
-from worker.engine.transformers_engine import DEFAULT_MICRO_BATCH_ROWS, TransformersEngine
-
-CacheKind = Literal["float", "int8"]
+from worker.engine.transformers_engine import DEFAULT_MICRO_BATCH_ROWS
 
 
 def load_engine(
@@ -51,7 +51,7 @@ def load_engine(
     compute_mode: ComputeMode = "llm_int8",
     gpu_bytes: int | None = None,
     cpu_bytes: int | None = None,
-    kv_cache: CacheKind = "float",
+    kv_cache: CacheDtype = "float",
     disk_readers: int = DEFAULT_DISK_READERS,
     throughputs_cache: Path | None = None,
     workload: Workload = DEFAULT_WORKLOAD,
@@ -85,6 +85,7 @@ def load_engine(
         cpu_bytes=cpu_bytes,
         mode=compute_mode,
         disk_readers=disk_readers,
+        kv_cache=kv_cache,
         throughputs_cache=throughputs_cache,
         workload=workload,
     )
@@ -103,14 +104,7 @@ def load_engine(
         limits = BatchLimits(rows=micro_batch_rows or DEFAULT_MICRO_BATCH_ROWS)
     description = _describe(source, loaded, compute_mode, time.perf_counter() - started)
     on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
-    return make_engine(loaded, description, limits=limits, kv_cache=kv_cache)
-
-
-def make_engine(
-    loaded: Int8Model, description: LoadedModel, *, limits: BatchLimits, kv_cache: CacheKind
-) -> Engine:
-    """The engine for a loaded model."""
-    return TransformersEngine(loaded, description, micro_batch_rows=limits.rows)
+    return make_engine(loaded, description, limits=limits, cache_dtype=kv_cache)
 
 
 @dataclass(frozen=True)

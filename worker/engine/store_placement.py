@@ -9,6 +9,7 @@ from worker.engine.batch_limits import BatchLimits
 from worker.engine.cost_model import ACCUMULATOR_BYTES
 from worker.engine.engine import ModelLoadError
 from worker.engine.int8_linear import ComputeMode
+from worker.engine.kv_format import CacheDtype
 from worker.engine.layout_demands import demands_of_layout
 from worker.engine.machine import machine_budgets
 from worker.engine.model_demands import Workload
@@ -33,6 +34,7 @@ class PlacementOptions:
         cpu_bytes: Of RAM, for weights and, on a box without a GPU, for all.
         mode: How int8 linears multiply.
         disk_readers: Threads that read from disk.
+        kv_cache: How keys and values are kept.
         throughputs_cache: Where measured rates are kept.
         workload: The rows to plan for.
     """
@@ -41,6 +43,7 @@ class PlacementOptions:
     cpu_bytes: int | None = None
     mode: ComputeMode = "llm_int8"
     disk_readers: int = DEFAULT_DISK_READERS
+    kv_cache: CacheDtype = "float"
     throughputs_cache: Path | None = None
     workload: Workload = DEFAULT_WORKLOAD
 
@@ -53,7 +56,13 @@ def plan_store(opened: OpenedStore, options: PlacementOptions) -> Plan:
             smallest that would do.
     """
     on_gpu = opened.device.type == "cuda"
-    model = demands_of_layout(opened.config, opened.alias, opened.stored.layout, on_gpu=on_gpu)
+    model = demands_of_layout(
+        opened.config,
+        opened.alias,
+        opened.stored.layout,
+        on_gpu=on_gpu,
+        kv_cache=options.kv_cache,
+    )
     stores = opened.store.folder.parent
     found = machine_budgets(stores, on_gpu=on_gpu and options.gpu_bytes is None)
     budgets = Budgets(
