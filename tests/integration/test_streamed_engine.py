@@ -1,0 +1,161 @@
+"""The whole engine on a model that does not fit its budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from tests.integration.engine_runs import ignore, never, request
+from tests.placements import homes_of
+from tests.stores import CPU, prepare
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from worker.engine.batch_limits import BatchLimits
+from worker.engine.engine import (
+    Engine,
+    LoadedModel,
+    MicroBatch,
+    ModelLoadError,
+    ModelSource,
+    RequestList,
+)
+from worker.engine.engine_choice import make_engine
+from worker.engine.int8_model import Int8Model
+from worker.engine.int8_store import Int8Store
+from worker.engine.layout_demands import demands_of_config
+from worker.engine.load_engine import load_engine
+from worker.engine.model_demands import Workload
+from worker.engine.placed_model import place_model
+from worker.engine.placement import make_plan
+from worker.engine.plan import Budgets, CannotRunError
+from worker.engine.stored_model import open_store
+from worker.engine.throughputs import CPU as CPU_RATES
+
+PROMPTS = tuple(
+    f"{text} {number}"
+    for number in range(4)
+    for text in ("A lease", "The worker claims a shard in the database", "Redis carries")
+)
+SHORT_ROWS = Workload(prompt_tokens=24, new_tokens=8, shard_rows=6)
+
+
+def least_bytes(folder: Path) -> int:
+    """The least RAM that does, for one row; a little more is no room for the blocks."""
+    model = demands_of_config(AutoConfig.from_pretrained(folder), "tiny", on_gpu=False)
+    nothing = Budgets(gpu_bytes=None, cpu_bytes=0, disk_bytes=10**12)
+    with pytest.raises(CannotRunError) as refused:
+        make_plan(model, SHORT_ROWS, nothing, CPU_RATES)
+    return refused.value.short["CPU memory"]
+
+
+def engine_for(folder: Path, stores: Path, **options: Any) -> Engine:
+    return load_engine(
+        ModelSource(alias="tiny", folder=folder),
+        on_progress=ignore,
+        should_stop=never,
+        device="cpu",
+        stores=stores,
+        workload=SHORT_ROWS,
+        **options,
+    )
+
+
+def generate(engine: Engine) -> tuple[dict[int, str | None], list[MicroBatch]]:
+    requests = [request(key, prompt) for key, prompt in enumerate(PROMPTS)]
+    batches = list(engine.generate(RequestList(requests), should_stop=never))
+    texts = {result.key: result.text for batch in batches for result in batch.results}
+    engine.close()
+    return texts, batches
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_a_budget_changes_the_time_and_not_the_text(alias: str, tmp_path: Path) -> None:
+    folder = checkpoint_folder(alias, tmp_path)
+    stores = tmp_path / "stores"
+    free = engine_for(folder, stores, compute_mode="w8a16")
+    tight = engine_for(
+        folder,
+        stores,
+        compute_mode="w8a16",
+        cpu_bytes=least_bytes(folder) + 1024,
+        micro_batch_rows=3,
+        disk_readers=1,
+    )
+    assert tight.model.compute_mode == "w8a16"
+    assert tight.model.weight_bytes == free.model.weight_bytes
+    assert tight.model.parameter_count == free.model.parameter_count
+    expected, resident = generate(free)
+    texts, streamed = generate(tight)
+    assert len(texts) == len(PROMPTS)
+    assert texts == expected
+    assert sum(batch.streamed_bytes for batch in resident) == 0
+    assert sum(batch.streamed_bytes for batch in streamed) > 0
+    assert max(batch.rows for batch in streamed) <= 3
+    assert all(batch.compute_seconds > 0 for batch in streamed)
+    assert all(batch.link_wait_seconds >= 0 for batch in streamed)
+
+
+def test_a_budget_that_is_too_small_is_refused_with_one_that_does(tmp_path: Path) -> None:
+    folder = checkpoint_folder("tiny-bloom", tmp_path)
+    with pytest.raises(ModelLoadError, match=r"it needs at least [\d.]+ GiB of CPU memory"):
+        engine_for(folder, tmp_path / "stores", cpu_bytes=1000)
+
+
+def test_w8a16_needs_a_store(tmp_path: Path) -> None:
+    folder = checkpoint_folder("tiny-bloom", tmp_path)
+    with pytest.raises(ModelLoadError, match="set the compute mode to llm_int8"):
+        load_engine(
+            ModelSource(alias="tiny", folder=folder),
+            on_progress=ignore,
+            should_stop=never,
+            device="cpu",
+            compute_mode="w8a16",
+        )
+
+
+@pytest.fixture
+def flan(tmp_path: Path) -> Int8Store:
+    folder = checkpoint_folder("tiny-flan", tmp_path)
+    return prepare(folder, tmp_path / "stores", dtype=torch.float32)
+
+
+def test_an_encoder_is_streamed_once_for_all_prompts_and_a_decoder_that_fits_never(
+    flan: Int8Store,
+) -> None:
+    source = open_store(
+        flan, "flan", AutoConfig.from_pretrained(flan.folder), device=CPU, dtype=torch.float32
+    )
+    homes = homes_of(source.stored.layout, "all-resident")
+    encoder = [block for block in source.stored.layout.blocks if block.kind == "encoder"]
+    homes |= {block.name: "disk" for block in encoder}
+    placed = place_model(source, homes, mode="w8a16", on_progress=ignore, should_stop=never)
+    loaded = Int8Model(
+        model=placed.model,
+        tokenizer=AutoTokenizer.from_pretrained(flan.folder),
+        device=CPU,
+        passes=placed.passes,
+        layout=placed.layout,
+        free=placed.close,
+    )
+    description = LoadedModel(
+        alias="flan",
+        device="cpu",
+        architecture="T5",
+        parameter_count=1,
+        weight_bytes=1,
+        load_seconds=0.0,
+        context_tokens=None,
+        compute_mode="w8a16",
+    )
+    # Passes of few tokens, so that the prompts take several of them.
+    limits = BatchLimits(rows=2, prefill_tokens=64, encoded_rows=len(PROMPTS))
+    texts, batches = generate(make_engine(loaded, description, limits=limits))
+    assert len(texts) == len(PROMPTS)
+    once = sum(block.bytes for block in encoder)
+    # The first blocks are fetched again for a pass that may come, and no more.
+    ahead = sum(block.bytes for block in encoder[:2]) if len(encoder) > 2 else 0
+    assert once <= sum(batch.streamed_bytes for batch in batches) <= once + ahead
+    assert sum(batch.steps for batch in batches) > 1
