@@ -100,6 +100,7 @@ class BatchGenerator:
             RowProgress(
                 max_new_tokens=prompt.max_new_tokens,
                 watch=StopStringWatch(self.tokenizer, prompt.request.parameters.stop),
+                eos=frozenset(self._eos(prompt)),
             )
             for prompt in prompts
         ]
@@ -109,7 +110,7 @@ class BatchGenerator:
             self.run_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                generation_config=self._settings(max(row.max_new_tokens for row in rows)),
+                generation_config=self._settings(prompts),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([stopper]),
             )
@@ -140,21 +141,27 @@ class BatchGenerator:
                 parameters=prompt.request.parameters,
                 prompt_tokens=started,
                 padding_tokens=0 if self.family.is_encoder_decoder else longest - started,
-                eos_token_ids=self.special_tokens.eos,
+                eos_token_ids=self._eos(prompt),
                 device=self.device,
             )
             if needs is not None:
                 sampled.append(needs)
         return RowSampler(sampled, on_first_logits=clock.first_logits)
 
-    def _settings(self, max_new_tokens: int) -> Any:
+    def _eos(self, prompt: EncodedPrompt) -> tuple[int, ...]:
+        stated = prompt.request.parameters.eos_token_ids
+        return self.special_tokens.eos if stated is None else stated
+
+    def _settings(self, prompts: Sequence[EncodedPrompt]) -> Any:
         """Greedy settings of our own, so that none of the checkpoint's leak in."""
+        # generate() knows one set of end tokens a batch; RowStopper knows each row's.
+        ends_alike = all(prompt.request.parameters.eos_token_ids is None for prompt in prompts)
         return GenerationConfig(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
             do_sample=False,
             num_beams=1,
             use_cache=True,
-            eos_token_id=list(self.special_tokens.eos) or None,
+            eos_token_id=list(self.special_tokens.eos if ends_alike else ()) or None,
             pad_token_id=self.special_tokens.pad,
             decoder_start_token_id=self.special_tokens.decoder_start,
         )
@@ -179,7 +186,7 @@ class BatchGenerator:
     def _result(self, prompt: EncodedPrompt, row: RowProgress, clock: _Clock) -> GenerationResult:
         token_ids = row.token_ids
         # An end token that the tokenizer does not know as special is no text either.
-        spoken = token_ids[:-1] if token_ids[-1] in self.special_tokens.eos else token_ids
+        spoken = token_ids[:-1] if token_ids[-1] in self._eos(prompt) else token_ids
         text, was_cut = cut_at_stop(
             decode_text(self.tokenizer, spoken), prompt.request.parameters.stop
         )

@@ -67,17 +67,22 @@ class StopStringWatch:
 
 @dataclass(kw_only=True)
 class RowProgress:
-    """One row while it is generated; finish_reason is None until it is finished."""
+    """One row while it is generated; finish_reason is None until it is finished.
+
+    eos is what ends it, where that is not what ends the others of its batch.
+    """
 
     max_new_tokens: int
     watch: StopStringWatch
+    eos: frozenset[int] | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def append(self, token_id: int, eos_token_ids: frozenset[int]) -> None:
         """Take the next token and see whether it is the last."""
         self.token_ids.append(token_id)
-        if token_id in eos_token_ids or self.watch.is_found(self.token_ids):
+        ends = eos_token_ids if self.eos is None else self.eos
+        if token_id in ends or self.watch.is_found(self.token_ids):
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_new_tokens:
             self.finish_reason = "length"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from transformers import GenerationConfig
 
 from worker.engine.batch_generation import BatchGenerator, RunModel, special_tokens_of
@@ -16,12 +14,13 @@ from worker.engine.engine import (
     GenerationResult,
     LoadedModel,
     MicroBatch,
-    RequestError,
     RequestFeed,
 )
 from worker.engine.families import family_of
+from worker.engine.generated_row import failed, failed_request
 from worker.engine.int8_model import Int8Model
 from worker.engine.micro_batches import longest_first, take_micro_batch
+from worker.engine.out_of_memory import free_unused_memory, is_out_of_memory, out_of_memory
 from worker.engine.prompt_encoding import EncodedPrompt, PromptEncoder, RefusedPromptError
 
 DEFAULT_MICRO_BATCH_ROWS = 16
@@ -113,8 +112,7 @@ class TransformersEngine:
         """Free everything the model holds, on every device."""
         self._batches = None
         self._free()
-        gc.collect()
-        _empty_cache()
+        free_unused_memory()
 
     def _encode(
         self, requests: Sequence[GenerationRequest]
@@ -125,7 +123,7 @@ class TransformersEngine:
             try:
                 prompts.append(self._encoder.encode(request))
             except RefusedPromptError as refusal:
-                refused.append(_failed(request.key, refusal.error, refusal.prompt_tokens))
+                refused.append(failed_request(request.key, refusal.error, refusal.prompt_tokens))
         return prompts, _errors_only(refused, rows=0) if refused else None
 
     def _run_next(
@@ -148,9 +146,11 @@ class TransformersEngine:
                 return replace(micro_batch, out_of_memory_retries=retries), was_interrupted
             if len(batch) == 1:
                 self._rows = rows_before
-                error = _out_of_memory(batch[0], self._model.device)
-                failed = _failed(batch[0].request.key, error, len(batch[0].token_ids))
-                return replace(_errors_only([failed], rows=1), out_of_memory_retries=retries), False
+                error = out_of_memory(batch[0], self._model.device)
+                refused = failed(batch[0], error)
+                return replace(
+                    _errors_only([refused], rows=1), out_of_memory_retries=retries
+                ), False
             waiting.extendleft(reversed(batch))
             self._rows = (len(batch) + 1) // 2
             retries += 1
@@ -167,45 +167,8 @@ class TransformersEngine:
             if not is_out_of_memory(error):
                 raise
         # Only here are the failed call's frames gone, and its tensors with them.
-        gc.collect()
-        _empty_cache()
+        free_unused_memory()
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python means that memory ran out.
-
-    torch raises OutOfMemoryError for its own GPU allocations, and a plain
-    RuntimeError for the CPU's and for cuBLAS' workspace.
-    """
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    message = str(error)
-    return "can't allocate memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message
-
-
-def _out_of_memory(prompt: EncodedPrompt, device: str) -> RequestError:
-    return RequestError(
-        code="out_of_memory",
-        message=(
-            f"{len(prompt.token_ids)} prompt tokens and up to {prompt.max_new_tokens} new ones do "
-            f"not fit in the memory of {device} beside the model, even alone; shorten the prompt, "
-            "lower max_new_tokens or free memory that other programs hold"
-        ),
-    )
-
-
-def _failed(key: int, error: RequestError, prompt_tokens: int) -> GenerationResult:
-    return GenerationResult(
-        key=key,
-        text=None,
-        finish_reason=None,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=0,
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-        error=error,
-    )
 
 
 def _errors_only(results: Sequence[GenerationResult], *, rows: int) -> MicroBatch:
@@ -217,8 +180,3 @@ def _errors_only(results: Sequence[GenerationResult], *, rows: int) -> MicroBatc
         prefill_seconds=0.0,
         decode_seconds=0.0,
     )
-
-
-def _empty_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ whole batch: only without them is a row's output a matter of the row alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from worker.engine.engine import (
     SamplingParameters,
 )
 from worker.engine.int8_model import Int8Model
-from worker.engine.transformers_engine import TransformersEngine, is_out_of_memory
+from worker.engine.out_of_memory import is_out_of_memory
+from worker.engine.transformers_engine import TransformersEngine
 
 PROMPTS = (
     "the queue holds shards",
@@ -220,6 +222,35 @@ def test_batches_go_from_the_longest_prompt_to_the_shortest() -> None:
     longest = [max(result.prompt_tokens for result in batch.results) for batch in batches]
     assert longest == sorted(longest, reverse=True)
     assert [batch.rows for batch in batches] == [2, 2, 2]
+
+
+def test_each_row_ends_at_its_own_end_tokens() -> None:
+    # given one row that nothing may end, and one that ends with a token it says
+    prompt, limits = PROMPTS[3], SamplingParameters(max_new_tokens=12)
+    free = replace(limits, eos_token_ids=())
+    said = by_key(list(make_engine().generate(RequestList(asked(prompt, free)), should_stop=never)))
+    ids = tiny_tokenizer()(prompt, return_tensors="pt")["input_ids"]
+    tokens = tiny_model("tiny-cerebras").generate(
+        ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1
+    )
+    third = int(tokens[0, ids.shape[1] + 2])
+    # when they run together with one that says nothing of it
+    ends = replace(limits, eos_token_ids=(third,))
+    results = by_key(
+        list(make_engine().generate(RequestList(asked(prompt, free, ends)), should_stop=never))
+    )
+    # then each ends where it should
+    assert (results[0].completion_tokens, results[0].finish_reason) == (12, "length")
+    assert results[1].finish_reason == "stop"
+    assert results[1].completion_tokens <= 3
+    assert (said[0].text or "").startswith(results[1].text or "")
+
+
+def asked(prompt: str, *parameters: SamplingParameters) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(key=key, prompt=prompt, parameters=each)
+        for key, each in enumerate(parameters)
+    ]
 
 
 def test_a_closed_engine_says_so() -> None:

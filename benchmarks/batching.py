@@ -1,0 +1,299 @@
+"""What it gains to refill a batch: continuous against static batching.
+
+    python -m benchmarks.batching [--prompts 512] [--rows 16] [--hidden 1024] [--layers 8]
+                                  [--family gpt-neox|bloom|cerebras|flan]
+                                  [--device cpu|cuda] [--threads 1]
+
+Side by side, on one random model that is wholly resident: our decode loop,
+and static micro-batches through transformers' generate(), longest prompts
+first. Prompts and completions have log-normal lengths (see PROMPT and
+COMPLETION), and each completion's length is forced. Both have the same rows;
+ours has for its cache the bytes that the largest static micro-batch takes.
+
+Then a batch that nobody can refill: rows of one length, our loop against one
+call of generate(). On a CPU that is measured in CPU seconds, because there
+the question is what a step costs beside its model, and other programs run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BloomConfig,
+    GenerationConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    T5Config,
+)
+
+from tests.tiny_checkpoints import END, PAD, tiny_tokenizer
+from worker.engine.batch_limits import BatchLimits
+from worker.engine.continuous_engine import ContinuousEngine
+from worker.engine.engine import (
+    Engine,
+    GenerationRequest,
+    LoadedModel,
+    MicroBatch,
+    RequestList,
+    SamplingParameters,
+)
+from worker.engine.int8_model import Int8Model
+from worker.engine.library_noise import quiet_libraries
+from worker.engine.transformers_engine import TransformersEngine
+
+VOCABULARY = 300
+CONTEXT_TOKENS = 1024
+FAMILIES = ("gpt-neox", "bloom", "cerebras", "flan")
+# Makes a model with nothing else running; one that streams its weights will do.
+Maker = Callable[[], Int8Model]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Log-normal: exp(normal(log(median), sigma)), cut to between least and most."""
+
+    median: float
+    sigma: float
+    least: int
+    most: int
+
+    def draw(self, chance: random.Random) -> int:
+        drawn = chance.lognormvariate(0.0, self.sigma) * self.median
+        return round(min(max(drawn, self.least), self.most))
+
+
+PROMPT = Lengths(median=48, sigma=0.6, least=8, most=256)
+COMPLETION = Lengths(median=40, sigma=0.9, least=4, most=256)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One engine's run; share is of rows alive in its steps, of all its rows."""
+
+    seconds: float
+    tokens: int
+    steps: int
+    share: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    maker = maker_of(arguments)
+    requests = log_normal_requests(arguments.prompts, arguments.seed)
+    show_load(requests, arguments)
+    static = run_static(maker(), requests, arguments.rows)
+    cache_bytes = largest_batch_bytes(requests, maker(), arguments.rows)
+    continuous = run_continuous(maker(), requests, arguments.rows, cache_bytes)
+    show("static micro-batches", static)
+    show("continuous", continuous)
+    print(f"continuous / static: {continuous.tokens_per_second / static.tokens_per_second:.2f} x")
+    compare_uniform(maker, arguments)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Continuous against static batching.")
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--family", choices=FAMILIES, default="gpt-neox")
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
+    parser.add_argument("--uniform-tokens", type=int, default=64, help="new ones, of each row")
+    parser.add_argument("--runs", type=int, default=5, help="of the uniform batch; medians count")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def maker_of(arguments: argparse.Namespace) -> Maker:
+    """Makes the same random model again and again, wholly resident, not quantised."""
+
+    def make() -> Int8Model:
+        torch.manual_seed(0)
+        config = config_of(arguments.family, arguments.hidden, arguments.layers)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        device = torch.device(arguments.device)
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        model = kind.from_config(config, dtype=dtype).to(device).eval()
+        return Int8Model(model=model, tokenizer=tiny_tokenizer(), device=device)
+
+    return make
+
+
+def config_of(family: str, hidden: int, layers: int) -> Any:
+    ends = {"vocab_size": VOCABULARY, "bos_token_id": END, "eos_token_id": END}
+    heads = max(1, hidden // 64)
+    if family == "bloom":
+        return BloomConfig(hidden_size=hidden, n_layer=layers, n_head=heads, **ends)
+    if family == "cerebras":
+        return GPT2Config(n_embd=hidden, n_layer=layers, n_head=heads, **ends)
+    if family == "flan":
+        sizes = {"d_model": hidden, "d_kv": 64, "d_ff": 4 * hidden, "num_heads": heads}
+        return T5Config(
+            num_layers=layers, pad_token_id=PAD, decoder_start_token_id=PAD, **sizes, **ends
+        )
+    return GPTNeoXConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        **ends,
+    )
+
+
+def log_normal_requests(count: int, seed: int) -> list[GenerationRequest]:
+    chance = random.Random(seed)
+    return [
+        forced_request(key, PROMPT.draw(chance), COMPLETION.draw(chance)) for key in range(count)
+    ]
+
+
+def forced_request(key: int, prompt_tokens: int, new_tokens: int) -> GenerationRequest:
+    # The tokenizer knows no pair of these letters, so each is a token.
+    prompt = "".join("#%"[place % 2] for place in range(prompt_tokens))
+    parameters = SamplingParameters(max_new_tokens=new_tokens, eos_token_ids=())
+    return GenerationRequest(key=key, prompt=prompt, parameters=parameters)
+
+
+def run_static(model: Int8Model, requests: Sequence[GenerationRequest], rows: int) -> Run:
+    engine = TransformersEngine(model, description(model), micro_batch_rows=rows)
+    seconds, batches = timed(engine, requests)
+    steps = sum(max(result.completion_tokens for result in batch.results) for batch in batches)
+    return run_of(seconds, batches, steps, rows)
+
+
+def run_continuous(
+    model: Int8Model, requests: Sequence[GenerationRequest], rows: int, cache_bytes: int | None
+) -> Run:
+    limits = BatchLimits(rows=rows, cache_bytes=cache_bytes, encoded_rows=4 * rows)
+    engine = ContinuousEngine(model, description(model), limits=limits)
+    seconds, batches = timed(engine, requests)
+    return run_of(seconds, batches, sum(batch.steps for batch in batches), rows)
+
+
+def run_of(seconds: float, batches: Sequence[MicroBatch], steps: int, rows: int) -> Run:
+    tokens = sum(batch.completion_tokens for batch in batches)
+    return Run(seconds=seconds, tokens=tokens, steps=steps, share=tokens / (steps * rows))
+
+
+def timed(engine: Engine, requests: Sequence[GenerationRequest]) -> tuple[float, list[MicroBatch]]:
+    """Seconds of a whole run, after a short one that warms up."""
+    list(engine.generate(RequestList([forced_request(0, 8, 2)]), should_stop=never))
+    started = time.perf_counter()
+    batches = list(engine.generate(RequestList(requests), should_stop=never))
+    return time.perf_counter() - started, batches
+
+
+def largest_batch_bytes(requests: Sequence[GenerationRequest], model: Int8Model, rows: int) -> int:
+    """KV cache of the static micro-batch that takes most: its longest prompt and completion."""
+    config = model.model.config
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    size = getattr(config, "d_kv", None) or config.hidden_size // heads
+    token_bytes = int(2 * layers * heads * size * model.model.dtype.itemsize)
+    ordered = sorted(requests, key=lambda each: -len(each.prompt))
+    batches = [ordered[first : first + rows] for first in range(0, len(ordered), rows)]
+    return max(
+        rows
+        * token_bytes
+        * (
+            max(len(each.prompt) for each in batch)
+            + max(each.parameters.max_new_tokens for each in batch)
+        )
+        for batch in batches
+    )
+
+
+def compare_uniform(maker: Maker, arguments: argparse.Namespace) -> None:
+    """Our loop against one call of generate(), in turn."""
+    model = maker()
+    rows, new_tokens = arguments.rows, arguments.uniform_tokens
+    engine = ContinuousEngine(
+        model, description(model), limits=BatchLimits(rows=rows, encoded_rows=rows)
+    )
+    requests = [forced_request(key, 64, new_tokens) for key in range(rows)]
+    input_ids = torch.tensor([model.tokenizer(requests[0].prompt)["input_ids"]] * rows)
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=PAD, decoder_start_token_id=PAD
+    )
+
+    def ours() -> object:
+        return list(engine.generate(RequestList(requests), should_stop=never))
+
+    def theirs() -> object:
+        ids = input_ids.to(model.device)
+        with torch.inference_mode(), quiet_libraries():
+            return model.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            ).cpu()
+
+    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
+    ours()
+    theirs()
+    pairs = [(seconds_of(theirs, clock), seconds_of(ours, clock)) for _ in range(arguments.runs)]
+    stock, mine = (statistics.median(each) for each in zip(*pairs, strict=True))
+    unit = "CPU seconds" if arguments.device == "cpu" else "seconds"
+    print(f"\nuniform: {rows} rows of 64 prompt and {new_tokens} new tokens")
+    print(f"generate(): {stock:.2f} {unit}, ours: {mine:.2f}, ratio {stock / mine:.2f} x")
+
+
+def seconds_of(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
+    call()
+    return clock() - started
+
+
+def description(model: Int8Model) -> LoadedModel:
+    return LoadedModel(
+        alias="random",
+        device=str(model.device),
+        architecture=type(model.model).__name__,
+        parameter_count=0,
+        weight_bytes=0,
+        load_seconds=0.0,
+        context_tokens=CONTEXT_TOKENS,
+        compute_mode="w8a16",
+    )
+
+
+def show_load(requests: Sequence[GenerationRequest], arguments: argparse.Namespace) -> None:
+    prompts = [len(each.prompt) for each in requests]
+    new = [each.parameters.max_new_tokens for each in requests]
+    print(
+        f"{arguments.family}, {arguments.layers} layers of {arguments.hidden}, on "
+        f"{arguments.device}; {len(requests)} prompts, {arguments.rows} rows"
+    )
+    for name, lengths, drawn in (("prompts", PROMPT, prompts), ("completions", COMPLETION, new)):
+        print(
+            f"{name}: log-normal, median {lengths.median:g}, sigma {lengths.sigma:g}, "
+            f"{lengths.least} to {lengths.most}; mean {statistics.mean(drawn):.0f}"
+        )
+
+
+def show(title: str, run: Run) -> None:
+    print(
+        f"{title:24}{run.tokens_per_second:9.1f} tokens/s{run.steps:8} steps"
+        f"{100 * run.share:7.1f} % of rows alive"
+    )
+
+
+def never() -> bool:
+    return False
+
+
+if __name__ == "__main__":
+    main()
