@@ -24,6 +24,7 @@ QUEUE = {
     "worker/celery_app.py",
     "worker/tasks.py",
     "worker/sticky_queues.py",
+    "worker/foreign_messages.py",
     "worker/sweeper.py",
     "jobs/dispatch.py",
 }

@@ -21,6 +21,8 @@ from kombu import Queue
 from jobs.catalogue import find_model, load_catalogue
 from jobs.dispatch import CONNECT_TIMEOUT_SECONDS, queue_name, transport_options
 from jobs.settings import Settings, load_settings
+from worker import foreign_messages
+from worker.foreign_messages import GuardedConsumer
 from worker.log import configure_logging
 from worker.sticky_queues import StickyCycle
 from worker.tasks import register_task
@@ -41,6 +43,7 @@ def build_app(settings: Settings, models: Sequence[str] = ()) -> Celery:
     if models:
         chosen = [find_model(catalogue, alias) for alias in models]
         catalogue = {alias: catalogue[alias] for alias in chosen}
+    foreign_messages.install()
     app = Celery("tgp-jobs", broker=settings.effective_redis_url)
     queues = [Queue(queue_name(alias), routing_key=queue_name(alias)) for alias in catalogue]
     app.conf.update(
@@ -50,6 +53,7 @@ def build_app(settings: Settings, models: Sequence[str] = ()) -> Celery:
         enable_utc=True,
         task_queues=queues,
         task_default_queue=queues[0].name,
+        worker_consumer=GuardedConsumer,
         worker_pool="worker.attentive_pool:AttentiveTaskPool",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
