@@ -62,7 +62,7 @@ def wrong_clocks(run: Run) -> None:
     job = while_generating(run)
     worker = run.holder(job)
     child = run.stage.child_of(worker)
-    run.strike(job)
+    run.strike(job, child=child)
     os.kill(worker.process.pid, signal.SIGKILL)
     os.kill(child, signal.SIGKILL)
     worker.process.wait()

@@ -43,14 +43,14 @@ def in_a_real_model(run: Run) -> Job:
 
 def kill_child(run: Run, job: Job) -> None:
     child = run.stage.child_of(run.holder(job))
-    run.strike(job)
+    run.strike(job, child=child)
     os.kill(child, signal.SIGKILL)
 
 
 def kill_parent(run: Run, job: Job) -> None:
     """The child sees that it has no parent, and gives back what it holds."""
     worker = run.holder(job)
-    run.strike(job)
+    run.strike(job, child=run.stage.child_of(worker))
     worker.kill()
     run.start_worker()
 
@@ -58,7 +58,7 @@ def kill_parent(run: Run, job: Job) -> None:
 def kill_both(run: Run, job: Job) -> None:
     worker = run.holder(job)
     child = run.stage.child_of(worker)
-    run.strike(job)
+    run.strike(job, child=child)
     os.kill(worker.process.pid, signal.SIGKILL)
     os.kill(child, signal.SIGKILL)
     worker.process.wait()
@@ -91,9 +91,11 @@ for _victim in VICTIMS:
 
 @fault("`kill -9` of the child in a real model")
 def kill_real(run: Run) -> None:
-    kill_child(run, in_a_real_model(run))
+    job = in_a_real_model(run)
+    kill_child(run, job)
     # The new child imports torch and loads the model before it can go on.
-    run.allowance_seconds += 20.0
+    run.wait_for_end(job)
+    run.allowance_seconds += run.last_load_seconds()
 
 
 @fault("SIGTERM, and a new worker")
@@ -101,7 +103,7 @@ def sigterm(run: Run) -> None:
     job = while_generating(run)
     worker = run.holder(job)
     began = time.monotonic()
-    run.strike(job)
+    run.strike(job, child=run.stage.child_of(worker))
     if (code := worker.stop(signal.SIGTERM)) != 0:
         run.problems.append(f"the worker ended with {code}")
     run.allowance_seconds += time.monotonic() - began
@@ -113,7 +115,7 @@ def two_interrupts(run: Run) -> None:
     job = while_generating(run)
     worker = run.holder(job)
     began = time.monotonic()
-    run.strike(job)
+    run.strike(job, child=run.stage.child_of(worker))
     worker.process.send_signal(signal.SIGINT)
     run.pause(0.3)
     if worker.process.poll() is None:
@@ -133,7 +135,7 @@ def send_to_both(run: Run, worker: Worker, number: int) -> None:
 def sleep_through_the_lease(run: Run) -> None:
     job = while_generating(run)
     worker = run.holder(job)
-    run.strike(job)
+    run.strike(job, child=run.stage.child_of(worker))
     send_to_both(run, worker, signal.SIGSTOP)
     time.sleep(LEASE_SECONDS)
     run.pause(2 * SWEEP_SECONDS)
@@ -145,7 +147,7 @@ def kill_one_of_two(run: Run) -> None:
     job = while_generating(run)
     worker = run.holder(job)
     child = run.stage.child_of(worker)
-    run.strike(job)
+    run.strike(job, child=child)
     os.kill(worker.process.pid, signal.SIGKILL)
     os.kill(child, signal.SIGKILL)
     worker.process.wait()

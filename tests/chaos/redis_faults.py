@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from tests.chaos.fault import fault
 from tests.chaos.process_faults import while_generating
 from tests.chaos.run import PROMPTS, Run
-from tests.chaos.stage import Needs
+from tests.chaos.stage import SWEEP_SECONDS, Needs
 
 FORGETFUL = Needs(redis="forgetful")
 PROXIED = Needs(redis="proxied")
@@ -17,14 +18,24 @@ PROXIED = Needs(redis="proxied")
 SHORT_SHARDS = 2
 
 
+def until_celery_tries_again(outage_seconds: float) -> float:
+    """The most that is left of Celery's pause when Redis is back: 2 s, 4, 6, up to 30."""
+    pause, waited = 2.0, 0.0
+    while waited + pause < outage_seconds:
+        waited, pause = waited + pause, min(pause + 2.0, 30.0)
+    return pause
+
+
 def kill_and_start(run: Run) -> None:
     assert run.stage.redis is not None
     job = while_generating(run)
     run.strike(job, "queued")
+    began = time.monotonic()
     run.stage.redis.kill()
     run.pause(1.0)
     run.stage.redis.start()
     run.mended(job)
+    run.allowance_seconds += until_celery_tries_again(time.monotonic() - began)
 
 
 @fault("Redis killed and started again, with its append-only file")
@@ -49,12 +60,14 @@ def flushed(run: Run) -> None:
 @fault("Redis down at submit")
 def down_at_submit(run: Run) -> None:
     assert run.stage.redis is not None
+    began = time.monotonic()
     run.stage.redis.kill()
     run.pause(0.5)
     job = run.submit("steady")
     run.pause(0.5)
     run.stage.redis.start()
     run.mended(job)
+    run.allowance_seconds += until_celery_tries_again(time.monotonic() - began)
 
 
 @fault("Redis 50 to 200 ms away", PROXIED)
@@ -89,3 +102,5 @@ def embedded_killed(run: Run) -> None:
             continue
         if b"redis-server" in command and str(run.stage.home).encode() in command:
             os.kill(int(process.name), signal.SIGKILL)
+    # It is down until the next sweep at most.
+    run.allowance_seconds += until_celery_tries_again(SWEEP_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ PROMPTS = tuple(f"what is to be said of number {number}" for number in range(48)
 SHARD_SIZE = 8
 PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.002
+LOADED = re.compile(r" model_loaded .*? seconds=([\d.]+)")
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -45,7 +47,7 @@ class Run:
     Attributes:
         allowance_seconds: What recovery may take beside a lease and a sweep:
             the start of a worker that had to be started.
-        strikes: How many processes lost what they held.
+        strikes: How many blows there were that may cost what a process held.
         affected: The prompts whose next beginning ends the recovery; None when
             nothing had to recover.
     """
@@ -59,6 +61,7 @@ class Run:
         self.allowance_seconds = 0.0
         self.strikes = 0
         self.struck_at = 0.0
+        self.struck_child: int | None = None
         self.affected: frozenset[str] | None = None
         self.problems: list[str] = []
 
@@ -138,28 +141,22 @@ class Run:
 
     # --- blows ---
 
-    def strike(self, job: Job, stopped: str = "running", *, processes: int = 1) -> None:
+    def strike(self, job: Job, stopped: str = "running", *, child: int | None = None) -> None:
         """Say that the blow falls now.
 
         Args:
             job: The one whose recovery is timed.
             stopped: What the blow stops: the shards that are "running", the
                 messages of those "queued", or "all" there is.
-            processes: How many lose the prompts they hold.
+            child: The process with the model that is struck, if one is. What
+                it still begins is no recovery.
         """
-        left = self.stage.ledger.unfinished(job.id)
-        indices = {
-            "running": left.running,
-            "queued": left.queued,
-            "all": left.running | left.queued,
-        }[stopped]
-        self.affected = frozenset(job.prompts[index] for index in indices)
-        self.strikes += processes
-        self.struck_at = time.monotonic()
+        self.strikes += 1
+        self._time_recovery(job, stopped, child)
 
     def mended(self, job: Job) -> None:
         """Say that the fault is over now: recovery is timed from here."""
-        self.strike(job, "all", processes=0)
+        self._time_recovery(job, "all", None)
 
     def holder(self, job: Job) -> Worker:
         """A worker that holds a shard of the job at this moment, or any if none does."""
@@ -175,6 +172,17 @@ class Run:
     def unfinished(self, job: Job) -> Unfinished:
         return self.stage.ledger.unfinished(job.id)
 
+    def _time_recovery(self, job: Job, stopped: str, child: int | None) -> None:
+        left = self.stage.ledger.unfinished(job.id)
+        indices = {
+            "running": left.running,
+            "queued": left.queued,
+            "all": left.running | left.queued,
+        }[stopped]
+        self.affected = frozenset(job.prompts[index] for index in indices)
+        self.struck_child = child
+        self.struck_at = time.monotonic()
+
     # --- afterwards ---
 
     def recovery_seconds(self) -> float | None:
@@ -184,18 +192,25 @@ class Run:
         moments = [
             begun.at
             for begun in self.trace.read()
-            if begun.at > self.struck_at and begun.prompt in self.affected
+            if begun.at > self.struck_at
+            and begun.process != self.struck_child
+            and begun.prompt in self.affected
         ]
         return min(moments) - self.struck_at if moments else None
 
     def repeated_prompts(self) -> int:
         """How many times a prompt was begun that had been begun before."""
-        begun = [(each.prompt) for each in self.trace.read()]
+        begun = [each.prompt for each in self.trace.read()]
         return len(begun) - len(set(begun))
 
     def results(self, job: Job) -> list[dict[str, object]]:
         output = self.stage.box.run("results", job.id).stdout
         return [json.loads(line) for line in output.splitlines()]
+
+    def last_load_seconds(self) -> float:
+        """How long a worker took for the last model that was loaded."""
+        logs = "".join(worker.log for worker in self.stage.workers)
+        return float(LOADED.findall(logs)[-1])
 
     def _loads_begun(self) -> int:
         return sum(worker.log.count(" model_loading ") for worker in self.stage.box.workers)

@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,11 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave not one byte."""
-        with self._ballast.open("wb") as file:
+        with self._ballast.open("wb", buffering=0) as file:
             for size in (1 << 20, 4096, 1):
-                try:
+                with suppress(OSError):
                     while file.write(b"\0" * size):
-                        file.flush()
-                except OSError:
-                    continue
+                        pass
 
     def free(self) -> None:
         self._ballast.unlink()
