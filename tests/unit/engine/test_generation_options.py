@@ -13,7 +13,7 @@ from worker.engine.engine import ChatMessage, GenerationRequest, GenerationResul
 
 PROMPT = "the worker takes one shard at a time"
 # Others in the batch, so that nothing is right only for a row alone.
-MATES = (
+MATES: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 9, "temperature": 1.1, "seed": 4},
     {"max_new_tokens": 5, "repetition_penalty": 1.7},
     {"max_new_tokens": 7, "logprobs": 2},
@@ -84,7 +84,12 @@ def test_a_seed_means_the_same_in_any_batch_and_on_any_day(alias: str) -> None:
 @pytest.mark.parametrize("alias", ALIASES)
 def test_logprobs_are_those_of_the_models_own_logits(alias: str) -> None:
     # given a row that samples, so that what it takes is not always the likeliest
-    parameters = {"max_new_tokens": 6, "temperature": 1.4, "seed": 3, "eos_token_ids": ()}
+    parameters: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "temperature": 1.4,
+        "seed": 3,
+        "eos_token_ids": (),
+    }
     result = asked(alias, logprobs=3, **parameters)
     assert result.text == asked(alias, **parameters).text
     assert result.logprobs is not None
