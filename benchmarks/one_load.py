@@ -22,9 +22,12 @@ from transformers import AutoModelForCausalLM
 from tests.peak_memory import PeakMemory, anonymous_bytes
 from worker.engine.checkpoint import open_checkpoint
 from worker.engine.engine import LoadProgress, ModelSource
-from worker.engine.int8_model import load_int8, plain_dtype
+from worker.engine.int8_model import plain_dtype
 from worker.engine.model_skeleton import int8_settings
-from worker.engine.stored_checkpoint import stored_checkpoint
+from worker.engine.placed_model import place_model
+from worker.engine.store_placement import PlacementOptions, plan_store
+from worker.engine.stored_checkpoint import store_for
+from worker.engine.stored_model import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,15 @@ def by_transformers(checkpoint: Path, _stores: Path, device: torch.device) -> An
 
 
 def by_engine(checkpoint: Path, stores: Path, device: torch.device) -> Any:
-    """As load_engine; the store is made if it is not there."""
+    """As load_engine: store, plan, placement; the store is made if it is not there."""
     said: dict[str, Callable[..., Any]] = {"on_progress": ignore, "should_stop": never}
     source = ModelSource(alias="measured", folder=checkpoint)
-    opened = open_checkpoint(source, **said)
-    stored = stored_checkpoint(source, opened, stores, device, **said)
-    return load_int8(stored, device, **said).model
+    store = store_for(source, open_checkpoint(source, **said), stores, device, **said)
+    assert store is not None
+    config = open_checkpoint(ModelSource(alias="measured", folder=store.folder), **said).config
+    opened = open_store(store, "measured", config, device=device, dtype=plain_dtype(device))
+    plan = plan_store(opened, PlacementOptions())
+    return place_model(opened, plan.homes, mode="llm_int8", **said).model
 
 
 def answer(model: Any, device: torch.device) -> None:
