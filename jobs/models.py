@@ -28,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     literal,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -133,6 +134,10 @@ shards = Table(
     # Whether the owner is loading the model: a death then is not the prompts' fault.
     Column("loading", Boolean, nullable=False, default=False),
     Column("load_crashes", Integer, nullable=False, default=0),
+    # Whether its owner has prompts of another shard in the same batch: a death then
+    # is no proof against either, and each is run alone from there on.
+    Column("beside_others", Boolean, nullable=False, default=False, server_default=false()),
+    Column("runs_alone", Boolean, nullable=False, default=False, server_default=false()),
     Column("lease_owner", String(100)),
     Column("lease_process", Integer),
     Column("lease_expires_at", UtcDateTime),

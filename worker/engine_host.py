@@ -45,6 +45,11 @@ class EngineHost:
         self._alias: str | None = None
         self._last_report = 0.0
 
+    @property
+    def models(self) -> frozenset[str]:
+        """The aliases that it can load."""
+        return frozenset(self._catalogue)
+
     def serves(self, alias: str) -> bool:
         return alias in self._catalogue
 

@@ -33,8 +33,16 @@ class LeaseKeeper:
     def lost(self) -> bool:
         return self._lost.is_set()
 
-    def __enter__(self) -> LeaseKeeper:
+    def start(self) -> None:
         self._thread.start()
+
+    def stop(self) -> None:
+        """Renew no longer; may be called again."""
+        self._ended.set()
+        self._thread.join()
+
+    def __enter__(self) -> LeaseKeeper:
+        self.start()
         return self
 
     def __exit__(
@@ -43,8 +51,7 @@ class LeaseKeeper:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._ended.set()
-        self._thread.join()
+        self.stop()
 
     def _renew(self) -> None:
         while not self._ended.wait(self._lease_seconds / RENEWALS_PER_LEASE):

@@ -42,7 +42,8 @@ def run_job(
         settings: This process's settings.
         database: The ledger.
         job_id: The job; it may be half done already, or shared with workers.
-        on_progress: Told the job's state after every shard.
+        on_progress: Told the job's state at first, and when the shards that were
+            run together have ended.
 
     Raises:
         UnknownModelError: The catalogue here has no such model.
@@ -73,6 +74,7 @@ def run_job(
         worker_id=worker_id,
         log=log,
         should_stop=stop.is_set,
+        job_id=job_id,
     )
     with _interruptible(stop), _seen_alive(database, worker_id):
         try:

@@ -1,51 +1,48 @@
-"""One shard from claim to finish: no Celery, no torch.
+"""Shards from claim to finish: no Celery, no torch.
 
-Claim it, get the engine, generate what has no result yet, write each
-micro-batch as it finishes, end the shard. Whatever happens, the shard is
-finished, given back, or somebody else's when `run` returns.
+Claim the one that was asked for, get the engine, generate what has no result
+yet, write each window of results as it comes, end the shard. Others of the
+same model join it as it runs out (worker/shard_feed.py). Whatever happens, each
+of them is finished, given back, or somebody else's when `run` returns.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError, LeaseLostError
 from jobs.settings import Settings
-from jobs.spec import ParameterError, resolve_parameters
 from jobs.store import leases, recording, recovery
-from jobs.store.records import Claim, MicroBatchRecord, PendingPrompt, PromptOutcome
-from worker.engine.engine import (
-    ChatMessage,
-    Engine,
-    GenerationRequest,
-    GenerationResult,
-    LoadInterruptedError,
-    MicroBatch,
-    ModelLoadError,
-    RequestList,
-    SamplingParameters,
-)
+from jobs.store.records import Claim, MicroBatchRecord
+from worker.engine.engine import Engine, LoadInterruptedError, MicroBatch, ModelLoadError
 from worker.engine_host import EngineHost
+from worker.generation_requests import storable
+from worker.held_shard import HeldShard, Outcome
+from worker.joining_shards import JoiningShards
 from worker.lease_keeper import LeaseKeeper
 from worker.log import Logger
-
-Outcome = Literal["not ours", "finished", "given back", "lost", "isolated", "job failed", "crashed"]
+from worker.shard_feed import ShardFeed
+from worker.window_records import no_batch, split_window
 
 # How long finished rows wait for a database that is away, before the shard is
 # left to its lease and the rows are generated again by whoever comes next.
 DATABASE_PATIENCE_SECONDS = 600.0
 DATABASE_RETRY_SECONDS = 1.0
+# Of several shards' outcomes, the one that asks most of the caller is told.
+GRAVEST_FIRST: tuple[Outcome, ...] = ("crashed", "given back", "job failed", "lost", "finished")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ShardRunner:
-    """Runs shards, one at a time, for one worker."""
+    """Runs shards for one worker, several of a model at once.
+
+    Attributes:
+        job_id: Only shards of this job join the one that is run.
+    """
 
     database: Database
     engines: EngineHost
@@ -53,13 +50,25 @@ class ShardRunner:
     worker_id: str
     log: Logger
     should_stop: Callable[[], bool]
+    job_id: str | None = None
+    joining: JoiningShards = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.joining = JoiningShards(
+            database=self.database,
+            settings=self.settings,
+            worker_id=self.worker_id,
+            served=self.engines.models,
+            job_id=self.job_id,
+        )
 
     def run(self, shard_id: int) -> Outcome:
-        """Run a shard as far as it goes.
+        """Run a shard as far as it goes, and those that join it.
 
         Returns:
-            What became of it. "not ours", "lost" and "isolated" need nothing
-            more; after "given back" and "crashed" the shard waits for a message.
+            What became of it, or the gravest of what became of them. "not
+            ours", "lost" and "isolated" need nothing more; after "given back"
+            and "crashed" a shard waits for a message.
         """
         claim = leases.claim_shard(
             self.database,
@@ -71,7 +80,22 @@ class ShardRunner:
         if claim is None:
             self.log.info("shard_not_claimed", shard=shard_id)
             return "not ours"
-        log = self.log.bind(job=claim.job_id, shard=shard_id)
+        refusal = self._refusal(claim)
+        if refusal is not None:
+            return refusal
+        self.joining.begin(claim.model)
+        feed = ShardFeed(self._hold(claim, 0), self._join, self.settings.shards_at_once)
+        try:
+            self._run(feed)
+        finally:
+            for shard in feed.held:  # left to their leases
+                shard.end("lost")
+        outcomes = {shard.outcome for shard in feed.shards}
+        return next(each for each in GRAVEST_FIRST if each in outcomes)
+
+    def _refusal(self, claim: Claim) -> Outcome | None:
+        """What became of a shard that must not be run."""
+        log = self.log.bind(job=claim.job_id, shard=claim.shard_id)
         if claim.load_crashes >= self.settings.max_crashes:
             reason = (
                 f"{claim.load_crashes} workers died while loading the model, most likely because "
@@ -87,43 +111,36 @@ class ShardRunner:
             log.warning("shard_refused", model=claim.model, reason="not in this catalogue")
             leases.release_shard(self.database, claim)
             return "given back"
-        with LeaseKeeper(self.database, claim, self.settings.lease_seconds, log) as keeper:
-            try:
-                return self._run_claimed(claim, keeper, log)
-            except LeaseLostError:
-                log.info("shard_lost", reason="cancelled, or taken over after the lease ran out")
-                return "lost"
+        return None
 
-    def _run_claimed(self, claim: Claim, keeper: LeaseKeeper, log: Logger) -> Outcome:
+    def _run(self, feed: ShardFeed) -> None:
+        """Give each shard of the feed its outcome."""
+        (first,) = feed.held
+
         def should_stop() -> bool:
-            return keeper.lost or self.should_stop()
+            return self.should_stop() or feed.is_lost
 
         try:
-            engine = self._engine(claim, should_stop)
-            unanswered = self._generate(claim, engine, should_stop, log)
-            if keeper.lost:
-                raise LeaseLostError()
-            if unanswered:
-                return self._give_back(claim, log)
-            self._persistently(lambda: leases.finish_shard(self.database, claim))
+            engine = self._engine(first.claim, should_stop)
+            self._fill(first)
+            self._generate(engine, feed, should_stop)
         except LoadInterruptedError:
-            return "lost" if keeper.lost else self._give_back(claim, log)
+            self._give_back(first)
         except ModelLoadError as error:
-            log.error("model_not_loaded", model=claim.model, reason=str(error))
-            reason = _storable(str(error))
-            leases.fail_job(self.database, claim, code="model_load_failed", message=reason)
-            return "job failed"
-        except (DatabaseUnavailableError, LeaseLostError):
+            self._fail_job(first, storable(str(error)))
+        except LeaseLostError:
+            _lose(first)
+        except DatabaseUnavailableError:
             raise
         except Exception as error:
             # The engine's state is unknown now (a CUDA error poisons its
             # context), so the next attempt starts from a fresh load.
-            log.exception("shard_crashed")
+            first.log.exception("shard_crashed", shards=[each.claim.shard_id for each in feed.held])
             self.engines.unload()
-            reason = _storable(f"{type(error).__name__}: {error}"[:2000])
-            leases.release_shard(self.database, claim, error=reason)
-            return "crashed"
-        return "finished"
+            reason = storable(f"{type(error).__name__}: {error}"[:2000])
+            for shard in feed.held:
+                was_ours = leases.release_shard(self.database, shard.claim, error=reason)
+                shard.end("crashed" if was_ours else "lost")
 
     def _engine(self, claim: Claim, should_stop: Callable[[], bool]) -> Engine:
         """The engine with the claim's model, its load marked in the ledger.
@@ -138,45 +155,75 @@ class ShardRunner:
         leases.set_loading(self.database, claim, False)
         return engine
 
-    def _generate(
-        self, claim: Claim, engine: Engine, should_stop: Callable[[], bool], log: Logger
-    ) -> int:
-        """Generate and record what has no result; how many prompts were left over."""
-        started = time.monotonic()
-        pending = leases.pending_prompts(self.database, claim)
-        log.info("shard_started", model=claim.model, attempt=claim.attempt, prompts=len(pending))
-        requests, refused = _requests(claim, pending)
-        if refused:
-            self._record(claim, _no_batch(refused))
-        tokens = 0
-        unanswered = {request.key for request in requests}
-        batch_started = time.monotonic()
-        for batch in engine.generate(RequestList(requests), should_stop=should_stop):
-            queued_seconds = claim.queued_seconds + batch_started - started
-            outcomes = tuple(_outcome(result, queued_seconds) for result in batch.results)
-            self._record(claim, _record(engine, batch, outcomes))
-            unanswered -= {result.key for result in batch.results}
-            tokens += batch.completion_tokens
-            _log_batch(log, batch)
-            batch_started = time.monotonic()
-        if unanswered and not should_stop():
-            # Finishing the shard now would lose them for good.
-            raise RuntimeError(f"the engine left out {len(unanswered)} of {len(requests)} prompts")
-        seconds = time.monotonic() - started
-        log.info(
-            "shard_generated",
-            completion_tokens=tokens,
-            seconds=round(seconds, 3),
-            tokens_per_second=round(tokens / seconds, 1) if seconds else None,
-        )
-        return len(unanswered)
+    def _generate(self, engine: Engine, feed: ShardFeed, should_stop: Callable[[], bool]) -> None:
+        """Generate and record window by window, and end each shard with its last result."""
+        for batch in engine.generate(feed, should_stop=should_stop):
+            for shard, record in split_window(batch, feed, engine.model):
+                self._record(shard, record)
+                _log_window(shard.log, batch, record)
+            for shard in feed.held:
+                if not shard.is_open:
+                    _lose(shard)
+                elif not shard.unanswered:
+                    self._finish(shard)
+        was_stopped = should_stop()
+        for shard in feed.held:
+            if not shard.is_open:
+                _lose(shard)
+            elif not shard.unanswered:
+                self._finish(shard)
+            elif was_stopped:
+                self._give_back(shard)
+            else:
+                # Finishing the shard now would lose them for good.
+                left = f"{len(shard.unanswered)} of {shard.total}"
+                raise RuntimeError(f"the engine left out {left} prompts")
 
-    def _record(self, claim: Claim, record: MicroBatchRecord) -> None:
-        self._persistently(
-            lambda: recording.record_micro_batch(
-                self.database, claim, record, self.settings.lease_seconds
-            )
+    def _hold(self, claim: Claim, number: int) -> HeldShard:
+        log = self.log.bind(job=claim.job_id, shard=claim.shard_id)
+        keeper = LeaseKeeper(self.database, claim, self.settings.lease_seconds, log)
+        keeper.start()
+        return HeldShard(claim, number, keeper, log)
+
+    def _fill(self, shard: HeldShard) -> None:
+        refused = shard.fill(self.database)
+        claim = shard.claim
+        shard.log.info(
+            "shard_started", model=claim.model, attempt=claim.attempt, prompts=shard.total
         )
+        if refused:
+            self._record(shard, no_batch(refused))
+
+    def _join(self, feed: ShardFeed) -> HeldShard | None:
+        """Another shard of the model, to go beside those that are held."""
+        if self.should_stop():
+            return None
+        shard: HeldShard | None = None
+        try:
+            claim = self.joining.claim_beside([shard.claim for shard in feed.held])
+            if claim is None:
+                return None
+            shard = self._hold(claim, len(feed.shards))
+            self._fill(shard)
+        except DatabaseUnavailableError as error:
+            self.log.warning("shard_not_joined", reason=error.message)
+            if shard is not None:
+                shard.end("lost")  # left to its lease
+            return None
+        feed.add(shard)
+        return shard
+
+    def _record(self, shard: HeldShard, record: MicroBatchRecord) -> None:
+        try:
+            self._persistently(
+                lambda: recording.record_micro_batch(
+                    self.database, shard.claim, record, self.settings.lease_seconds
+                )
+            )
+        except LeaseLostError:
+            _lose(shard)
+        else:
+            shard.answered(record.outcomes)
 
     def _persistently(self, write: Callable[[], object]) -> None:
         """Write finished work even if the database is away for a while."""
@@ -191,121 +238,57 @@ class ShardRunner:
                 self.log.warning("results_wait_for_database", reason=error.message)
                 time.sleep(DATABASE_RETRY_SECONDS)
 
-    def _give_back(self, claim: Claim, log: Logger) -> Outcome:
-        leases.release_shard(self.database, claim)
-        log.info("shard_given_back", reason="the worker is stopping")
-        return "given back"
-
-
-def _requests(
-    claim: Claim, pending: list[PendingPrompt]
-) -> tuple[list[GenerationRequest], list[PromptOutcome]]:
-    requests, refused = [], []
-    for prompt in pending:
+    def _finish(self, shard: HeldShard) -> None:
         try:
-            requests.append(_request(claim, prompt))
-        except ParameterError as error:
-            refused.append(
-                PromptOutcome.not_generated(
-                    prompt.index, claim.queued_seconds, code=error.code, message=error.message
-                )
-            )
-    return requests, refused
+            self._persistently(lambda: leases.finish_shard(self.database, shard.claim))
+        except LeaseLostError:
+            _lose(shard)
+            return
+        seconds = time.monotonic() - shard.held_since
+        shard.log.info(
+            "shard_generated",
+            completion_tokens=shard.completion_tokens,
+            seconds=round(seconds, 3),
+            tokens_per_second=round(shard.completion_tokens / seconds, 1) if seconds else None,
+        )
+        shard.end("finished")
+
+    def _give_back(self, shard: HeldShard) -> None:
+        if not shard.is_open:
+            _lose(shard)
+            return
+        leases.release_shard(self.database, shard.claim)
+        shard.log.info("shard_given_back", reason="the worker is stopping")
+        shard.end("given back")
+
+    def _fail_job(self, shard: HeldShard, reason: str) -> None:
+        shard.log.error("model_not_loaded", model=shard.claim.model, reason=reason)
+        try:
+            leases.fail_job(self.database, shard.claim, code="model_load_failed", message=reason)
+        except LeaseLostError:
+            _lose(shard)
+        else:
+            shard.end("job failed")
 
 
-def _request(claim: Claim, prompt: PendingPrompt) -> GenerationRequest:
-    given = resolve_parameters(claim.job_parameters, prompt.parameters or {})
-    return GenerationRequest(
-        key=prompt.index,
-        prompt=_messages(prompt.messages) if prompt.messages else prompt.prompt or "",
-        parameters=SamplingParameters(
-            max_new_tokens=given.max_new_tokens,
-            min_new_tokens=given.min_new_tokens,
-            temperature=given.temperature,
-            top_p=given.top_p,
-            top_k=given.top_k,
-            repetition_penalty=given.repetition_penalty,
-            stop=tuple(given.stop),
-            seed=derived_seed(claim.job_id, prompt.index) if given.seed is None else given.seed,
-            eos_token_ids=given.eos_token_ids,
-            logprobs=given.logprobs,
-            echo=given.echo,
-        ),
-    )
+def _lose(shard: HeldShard) -> None:
+    shard.log.info("shard_lost", reason="cancelled, or taken over after the lease ran out")
+    shard.end("lost")
 
 
-def derived_seed(job_id: str, index: int) -> int:
-    """The seed of a prompt that names none: the same whenever its job is run again."""
-    digest = hashlib.sha256(f"{job_id}:{index}".encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
-
-
-def _messages(messages: list[dict[str, str]]) -> tuple[ChatMessage, ...]:
-    return tuple(ChatMessage(role=each["role"], content=each["content"]) for each in messages)
-
-
-def _outcome(result: GenerationResult, queued_seconds: float) -> PromptOutcome:
-    return PromptOutcome(
-        index=result.key,
-        text=None if result.text is None else _storable(result.text),
-        finish_reason=result.finish_reason,
-        prompt_tokens=result.prompt_tokens,
-        completion_tokens=result.completion_tokens,
-        queued_seconds=queued_seconds,
-        prefill_seconds=result.prefill_seconds,
-        decode_seconds=result.decode_seconds,
-        error_code=result.error.code if result.error else None,
-        error_message=_storable(result.error.message) if result.error else None,
-    )
-
-
-def _storable(text: str) -> str:
-    """The text without what a database refuses: a NUL on Postgres, half of a surrogate pair."""
-    whole = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _record(
-    engine: Engine, batch: MicroBatch, outcomes: tuple[PromptOutcome, ...]
-) -> MicroBatchRecord:
-    return MicroBatchRecord(
-        device=engine.model.device,
-        compute_mode=engine.model.compute_mode,
-        rows=batch.rows,
-        prompt_tokens=batch.prompt_tokens,
-        completion_tokens=batch.completion_tokens,
-        prefill_seconds=batch.prefill_seconds,
-        decode_seconds=batch.decode_seconds,
-        out_of_memory_retries=batch.out_of_memory_retries,
-        outcomes=outcomes,
-    )
-
-
-def _no_batch(outcomes: list[PromptOutcome]) -> MicroBatchRecord:
-    """Results that nothing was generated for."""
-    return MicroBatchRecord(
-        device="",
-        compute_mode="",
-        rows=0,
-        prompt_tokens=0,
-        completion_tokens=0,
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-        out_of_memory_retries=0,
-        outcomes=tuple(outcomes),
-    )
-
-
-def _log_batch(log: Logger, batch: MicroBatch) -> None:
-    seconds = batch.prefill_seconds + batch.decode_seconds
+def _log_window(log: Logger, batch: MicroBatch, record: MicroBatchRecord) -> None:
+    seconds = record.prefill_seconds + record.decode_seconds
     log.info(
         "micro_batch",
         rows=batch.rows,
-        failed=sum(result.error is not None for result in batch.results),
-        prompt_tokens=batch.prompt_tokens,
-        completion_tokens=batch.completion_tokens,
-        prefill_seconds=round(batch.prefill_seconds, 3),
-        decode_seconds=round(batch.decode_seconds, 3),
-        tokens_per_second=round(batch.completion_tokens / seconds, 1) if seconds else None,
-        out_of_memory_retries=batch.out_of_memory_retries,
+        finished=len(record.outcomes),
+        failed=sum(each.error_code is not None for each in record.outcomes),
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens,
+        prefill_seconds=round(record.prefill_seconds, 3),
+        decode_seconds=round(record.decode_seconds, 3),
+        tokens_per_second=round(record.completion_tokens / seconds, 1) if seconds else None,
+        rows_per_step=round(batch.row_steps / batch.steps, 1) if batch.steps else None,
+        link_wait_seconds=round(record.link_wait_seconds, 3),
+        out_of_memory_retries=record.out_of_memory_retries,
     )

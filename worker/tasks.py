@@ -8,8 +8,8 @@ from typing import Any
 from celery import Celery
 
 from jobs.dispatch import TASK_NAME
+from worker.held_shard import Outcome
 from worker.log import get_logger
-from worker.run_shard import Outcome
 
 LARGEST_SHARD_ID = 2**31 - 1  # of an Integer column on Postgres
 

@@ -19,8 +19,9 @@ from jobs.settings import Settings, redact_url
 from jobs.store import workers
 from worker.embedded_redis import EmbeddedRedis
 from worker.engine_host import EngineHost
+from worker.held_shard import Outcome
 from worker.log import Logger, configure_logging, get_logger
-from worker.run_shard import Outcome, ShardRunner
+from worker.run_shard import ShardRunner
 from worker.stop_signal import StopSignal
 from worker.sweeper import Sweeper
 

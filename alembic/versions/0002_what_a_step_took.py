@@ -1,4 +1,4 @@
-"""What a decode step took, the time to the first token, and logprobs.
+"""What a decode step took, the time to the first token, logprobs, and shards side by side.
 
 Revision ID: 0002
 Revises: 0001
@@ -23,6 +23,9 @@ STEP_COLUMNS = (
 )
 
 
+COMPANY_COLUMNS = ("beside_others", "runs_alone")
+
+
 def upgrade() -> None:
     # Added in place: neither database rewrites a table for these.
     op.add_column("completions", sa.Column("first_token_seconds", sa.Float(), nullable=True))
@@ -32,8 +35,15 @@ def upgrade() -> None:
             "micro_batches", sa.Column(name, kind, nullable=False, server_default=sa.text("0"))
         )
 
+    for name in COMPANY_COLUMNS:
+        op.add_column(
+            "shards", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false())
+        )
+
 
 def downgrade() -> None:
+    for name in reversed(COMPANY_COLUMNS):
+        op.drop_column("shards", name)
     for name, _ in reversed(STEP_COLUMNS):
         op.drop_column("micro_batches", name)
     op.drop_column("completions", "logprobs")

@@ -6,6 +6,7 @@ changes nothing when another has taken the shard over in the meantime.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -28,13 +29,29 @@ LIVE_JOB = ("queued", "running")
 
 
 def claim_shard(
-    database: Database, shard_id: int, *, worker_id: str, process: int, lease_seconds: float
+    database: Database,
+    shard_id: int,
+    *,
+    worker_id: str,
+    process: int,
+    lease_seconds: float,
+    beside: Sequence[Claim] = (),
 ) -> Claim | None:
     """Take a shard if nobody has it; None for a duplicate or outdated message.
 
     A shard whose lease ran out may be taken, and so may one that another
     process of the same worker holds: a worker runs one child at a time, so
     that process is dead. Both count as a crash of the shard's last owner.
+
+    Args:
+        database: The ledger.
+        shard_id: The shard.
+        worker_id: Who takes it.
+        process: The process of that worker that does.
+        lease_seconds: For how long.
+        beside: Claims of the same worker whose prompts will share batches with
+            it. It is taken only if it waits and nothing speaks against it, and
+            it and they are marked.
     """
     with database.write() as connection:
         job_id = connection.execute(
@@ -52,13 +69,16 @@ def claim_shard(
                 and_(shards.c.lease_owner == worker_id, shards.c.lease_process != process),
             ),
         )
+        queued = shards.c.status == "queued"
+        takeable = and_(queued, may_run_beside()) if beside else or_(queued, abandoned)
         taken = connection.execute(
             update(shards)
-            .where(shards.c.id == shard_id, or_(shards.c.status == "queued", abandoned))
+            .where(shards.c.id == shard_id, takeable)
             .values(
                 status="running",
                 attempt=shards.c.attempt + 1,
                 **death_counts(shards.c.status == "running"),
+                beside_others=bool(beside),
                 lease_owner=worker_id,
                 lease_process=process,
                 lease_expires_at=database_now(lease_seconds),
@@ -68,6 +88,8 @@ def claim_shard(
         ).one_or_none()
         if taken is None:
             return None
+        for claim in beside:
+            connection.execute(update(shards).where(held_by(claim)).values(beside_others=True))
         if job.status == "queued":
             connection.execute(
                 update(jobs)
@@ -86,6 +108,7 @@ def claim_shard(
         attempt=taken.attempt,
         crashes=taken.crashes,
         load_crashes=taken.load_crashes,
+        runs_alone=bool(taken.crashes or taken.load_crashes or taken.runs_alone),
         worker_id=worker_id,
         process=process,
         job_parameters=job.parameters,
@@ -181,11 +204,17 @@ def release_shard(database: Database, claim: Claim, *, error: str | None = None)
     Args:
         database: The ledger.
         claim: The lease to give up.
-        error: Why the run failed, if it did; that counts as a crash.
+        error: Why the run failed, if it did; that counts as a crash, or where
+            another shard may have been the cause, makes it run alone.
     """
     values: dict[str, Any] = {"status": "queued", "published_at": None, **NO_LEASE}
     if error is not None:
-        values |= {"crashes": shards.c.crashes + 1, "last_error": error}
+        beside = shards.c.beside_others
+        values |= {
+            "crashes": shards.c.crashes + case((beside, 0), else_=1),
+            "runs_alone": or_(shards.c.runs_alone, beside),
+            "last_error": error,
+        }
     with database.write() as connection:
         released = connection.execute(update(shards).where(held_by(claim)).values(**values))
         return released.rowcount == 1
@@ -230,16 +259,28 @@ def set_loading(database: Database, claim: Claim, loading: bool) -> None:
 
 
 def death_counts(died: ColumnElement[bool]) -> dict[str, Any]:
-    """How the counts of a shard grow if its last owner died, by what it was doing."""
+    """How the counts of a shard grow if its last owner died, by what it was doing.
+
+    Beside another shard's prompts it may be innocent: nothing is counted, but
+    it is run alone from now on, so at most one death stays uncounted.
+    """
     # An UPDATE's right-hand side sees the row as it was.
+    blamed = and_(died, ~shards.c.loading, ~shards.c.beside_others)
     return {
-        "crashes": shards.c.crashes + case((and_(died, ~shards.c.loading), 1), else_=0),
+        "crashes": shards.c.crashes + case((blamed, 1), else_=0),
         "load_crashes": shards.c.load_crashes + case((and_(died, shards.c.loading), 1), else_=0),
         "loading": False,
+        "runs_alone": or_(shards.c.runs_alone, and_(died, shards.c.beside_others)),
     }
 
 
-NO_LEASE: dict[str, None] = {
+def may_run_beside() -> ColumnElement[bool]:
+    """Of a shard: nobody died or failed with it, so it endangers no other."""
+    return and_(shards.c.crashes == 0, shards.c.load_crashes == 0, ~shards.c.runs_alone)
+
+
+NO_LEASE: dict[str, Any] = {
+    "beside_others": False,
     "lease_owner": None,
     "lease_process": None,
     "lease_expires_at": None,

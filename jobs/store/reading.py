@@ -87,7 +87,9 @@ def _reports(job_id: str | None = None) -> Select[Any]:
                     shards.c.decode_seconds,
                 )
             ],
-            func.count(shards.c.id).filter(shards.c.status == "running").label("shards_running"),
+            func.count(shards.c.lease_owner.distinct())
+            .filter(shards.c.status == "running")
+            .label("workers_busy"),
         )
         .where(true() if job_id is None else shards.c.job_id == job_id)
         .group_by(shards.c.job_id)
@@ -106,8 +108,8 @@ def _report(row: Any) -> JobReport:
         tokens_per_second = row.completion_tokens / generating_seconds
         done = completed + failed
         if row.status == "running" and done:
-            # Every running shard has a worker of its own.
-            workers_busy = max(row.shards_running, 1)
+            # A worker may hold several shards.
+            workers_busy = max(row.workers_busy, 1)
             eta_seconds = (row.total_prompts - done) * generating_seconds / done / workers_busy
     return JobReport(
         id=values[jobs.c.id],

@@ -49,6 +49,8 @@ class Claim:
         attempt: The fence; every write carries it.
         crashes: How many owners died holding the shard since its last result.
         load_crashes: How many died while loading its model.
+        runs_alone: Whether some owner died or failed with it, so that no other
+            shard's prompts may share a batch with it.
         queued_seconds: From submit to this claim, by the database's clock.
     """
 
@@ -60,6 +62,7 @@ class Claim:
     attempt: int
     crashes: int
     load_crashes: int
+    runs_alone: bool
     worker_id: str
     process: int
     job_parameters: dict[str, Any]

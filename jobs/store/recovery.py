@@ -118,6 +118,7 @@ def _split(
             status="queued",
             last_index=first_of_second_half - 1,
             crashes=crashes_of(pending[:middle]),
+            runs_alone=True,
             published_at=None,
             **NO_LEASE,
         )
@@ -129,6 +130,7 @@ def _split(
             last_index=claim.last_index,
             status="queued",
             crashes=crashes_of(pending[middle:]),
+            runs_alone=True,
             created_at=database_now(),
         )
     )

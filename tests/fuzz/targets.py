@@ -147,7 +147,7 @@ def message(content: bytes) -> None:
 def message_task() -> Callable[..., object]:
     from celery import Celery
 
-    from worker.run_shard import Outcome
+    from worker.held_shard import Outcome
     from worker.tasks import register_task
 
     ledger = message_ledger()

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import event
 
 from jobs.database import Database
-from jobs.store import leases, publishing, reading, recovery
+from jobs.store import joining, leases, publishing, reading, recovery
 from jobs.store.records import Claim
 from tests.ledger import LEASE_SECONDS, record, submit, submit_and_claim, try_claim
 
@@ -119,6 +119,25 @@ def steps_of_job(database: Database, held: Claim) -> object:
     return reading.step_report(database, held.job_id)
 
 
+def next_to_join(database: Database, held: Claim) -> object:
+    return joining.shard_to_join(database, held.model)
+
+
+def who_else_waits(database: Database, held: Claim) -> object:
+    return joining.priority_waiting(database, ["tiny-flan", "null"])
+
+
+def join_it(database: Database, held: Claim) -> object:
+    return leases.claim_shard(
+        database,
+        held.shard_id + 1,
+        worker_id=held.worker_id,
+        process=held.process,
+        lease_seconds=LEASE_SECONDS,
+        beside=[held],
+    )
+
+
 @pytest.fixture
 def held(sqlite_database: Database) -> Claim:
     """A claim in a ledger that holds more than its job."""
@@ -144,6 +163,9 @@ def held(sqlite_database: Database) -> Claim:
         publish_stale,
         report,
         steps_of_job,
+        next_to_join,
+        who_else_waits,
+        join_it,
     ],
 )
 def test_no_table_is_read_from_end_to_end(

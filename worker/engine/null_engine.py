@@ -101,7 +101,9 @@ class NullEngine:
             began = time.perf_counter()
             if not _wait(self._behaviour.micro_batch_seconds, should_stop):
                 return
-            yield self._echo(batch, time.perf_counter() - began)
+            wanted = [request for request in batch if feed.is_wanted(request.key)]
+            if wanted:
+                yield self._echo(wanted, time.perf_counter() - began)
 
     def close(self) -> None:
         """There is nothing to free."""
@@ -120,6 +122,10 @@ class NullEngine:
             completion_tokens=sum(result.completion_tokens for result in results),
             prefill_seconds=0.0,
             decode_seconds=seconds,
+            steps=1,
+            row_steps=len(batch),
+            row_capacity=self._behaviour.micro_batch_rows,
+            compute_seconds=seconds,
         )
 
     def _echo_one(self, request: GenerationRequest, seconds: float) -> GenerationResult:

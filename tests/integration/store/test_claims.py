@@ -54,6 +54,7 @@ def test_a_claim_says_what_the_worker_needs(database: Database) -> None:
         attempt=1,
         crashes=0,
         load_crashes=0,
+        runs_alone=False,
         worker_id="w",
         process=7,
         job_parameters={"temperature": 0.5},

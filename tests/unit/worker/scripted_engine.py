@@ -15,6 +15,7 @@ from worker.engine.engine import (
     ModelSource,
     RequestFeed,
 )
+from worker.held_shard import KEYS_PER_SHARD
 
 MODEL = LoadedModel(
     alias="tiny-bloom",
@@ -30,9 +31,10 @@ MODEL = LoadedModel(
 
 @dataclass
 class ScriptedEngine:
-    """Answers each request alone, in a micro-batch of one row.
+    """Answers requests in windows of as many rows as it has.
 
     Attributes:
+        rows: Of a window.
         before_row: Called with a row's number before it is generated; it may
             raise, stop the worker or meddle with the ledger.
         answer: The text of a request's completion; None leaves it out.
@@ -40,8 +42,11 @@ class ScriptedEngine:
         seen: The requests it was given, in all calls.
     """
 
+    rows: int = 1
     before_row: Callable[[int], object] = lambda row: None
-    answer: Callable[[GenerationRequest], str | None] = lambda request: f"answer {request.key}"
+    answer: Callable[[GenerationRequest], str | None] = lambda request: (
+        f"answer {request.key % KEYS_PER_SHARD}"
+    )
     on_close: Callable[[], object] = lambda: None
     seen: list[GenerationRequest] = field(default_factory=list)
     closed: int = 0
@@ -54,39 +59,55 @@ class ScriptedEngine:
         self, feed: RequestFeed, *, should_stop: Callable[[], bool]
     ) -> Iterator[MicroBatch]:
         row = -1
-        while requests := feed.take(1):
-            (request,) = requests
-            self.seen.append(request)
-            row += 1
-            self.before_row(row)
+        while requests := feed.take(self.rows):
+            self.seen += requests
+            answers: dict[int, str] = {}
+            for request in requests:
+                row += 1
+                self.before_row(row)
+                if should_stop():
+                    break
+                text = self.answer(request) if feed.is_wanted(request.key) else None
+                if text is not None:
+                    answers[request.key] = text
+            if answers:
+                yield window(answers)
             if should_stop():
                 return
-            text = self.answer(request)
-            if text is not None:
-                yield one_row(request.key, text)
 
     def close(self) -> None:
         self.closed += 1
         self.on_close()
 
 
-def one_row(key: int, text: str) -> MicroBatch:
-    result = GenerationResult(
-        key=key,
-        text=text,
-        finish_reason="stop",
-        prompt_tokens=3,
-        completion_tokens=2,
-        prefill_seconds=0.25,
-        decode_seconds=1.0,
+def window(answers: dict[int, str]) -> MicroBatch:
+    """A window that takes 1.25 s and ten steps, whatever it finishes."""
+    results = tuple(
+        GenerationResult(
+            key=key,
+            text=text,
+            finish_reason="stop",
+            prompt_tokens=3,
+            completion_tokens=2,
+            prefill_seconds=0.25,
+            decode_seconds=1.0,
+            waiting_seconds=0.5,
+        )
+        for key, text in answers.items()
     )
     return MicroBatch(
-        results=(result,),
-        rows=1,
-        prompt_tokens=3,
-        completion_tokens=2,
+        results=results,
+        rows=len(results),
+        prompt_tokens=3 * len(results),
+        completion_tokens=2 * len(results),
         prefill_seconds=0.25,
         decode_seconds=1.0,
+        steps=10,
+        row_steps=10 * len(results),
+        row_capacity=4,
+        streamed_bytes=1001,
+        link_wait_seconds=0.75,
+        compute_seconds=0.5,
     )
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from jobs.catalogue import CatalogueModel
-from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
-from jobs.settings import Settings
 from jobs.spec import PromptRequest
 from jobs.store import leases, reading, recording
 from jobs.store.control import cancel_job
 from jobs.store.submission import submit_job
-from jobs.store.workers import live_workers, register_worker
+from jobs.store.workers import live_workers
 from tests.ledger import (
     claim,
     count_micro_batches,
@@ -31,7 +26,7 @@ from tests.ledger import (
     submit,
     try_claim,
 )
-from tests.unit.worker.scripted_engine import ScriptedEngine, ScriptedLoader
+from tests.unit.worker.bench import Bench
 from worker import run_shard as run_shard_module
 from worker.engine.engine import (
     ChatMessage,
@@ -40,72 +35,7 @@ from worker.engine.engine import (
     ModelLoadError,
     SamplingParameters,
 )
-from worker.engine_host import EngineHost
-from worker.log import get_logger
-from worker.run_shard import ShardRunner, derived_seed
-
-
-@dataclass
-class Bench:
-    """A runner on the real ledger, with an engine that a test scripts."""
-
-    database: Database
-    settings: Settings
-    engine: ScriptedEngine
-    loader: ScriptedLoader
-    host: EngineHost
-    stopping: bool = False
-
-    def runner(self, **settings: Any) -> ShardRunner:
-        return ShardRunner(
-            database=self.database,
-            engines=self.host,
-            settings=replace(self.settings, **settings),
-            worker_id="w",
-            log=get_logger(),
-            should_stop=lambda: self.stopping,
-        )
-
-    def stop(self) -> None:
-        self.stopping = True
-
-    def run(self, job_id: str) -> str:
-        """Run the job's first shard."""
-        return self.runner().run(shard_ids(self.database, job_id)[0])
-
-    def texts(self, job_id: str) -> list[str | None]:
-        return [row.text for row in reading.result_rows(self.database, job_id)]
-
-
-@pytest.fixture
-def bench(sqlite_database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    engine = ScriptedEngine()
-    loader = ScriptedLoader(engine)
-    # In the place of the engine on transformers, so that torch is not imported.
-    stand_in = ModuleType("worker.engine.load_engine")
-    stand_in.load_engine = loader  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    register_worker(
-        sqlite_database,
-        worker_id="w",
-        hostname="box",
-        process=1,
-        version="0",
-        models=["tiny-bloom"],
-    )
-    catalogue = {
-        "tiny-bloom": CatalogueModel(alias="tiny-bloom", hub_id="none/bloom"),
-        "tiny-flan": CatalogueModel(alias="tiny-flan", hub_id="none/flan"),
-        "null": CatalogueModel(alias="null", engine="null"),
-    }
-    host = EngineHost(
-        settings=settings,
-        catalogue=catalogue,
-        database=sqlite_database,
-        worker_id="w",
-        log=get_logger(),
-    )
-    return Bench(sqlite_database, settings, engine, loader, host)
+from worker.generation_requests import derived_seed
 
 
 def test_a_shard_is_finished_with_a_result_for_each_prompt(bench: Bench) -> None:
