@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import torch
 
 from worker.engine.admission import Admission, InFlight
 from worker.engine.alive_rows import AliveRows, Forward
 from worker.engine.batch_limits import BatchLimits
+from worker.engine.cache_budget import Extent
 from worker.engine.engine import RequestFeed
 from worker.engine.forward_calls import ForwardCalls
 from worker.engine.generated_row import GeneratedRow, failed
@@ -283,4 +283,11 @@ class DecodeLoop:
 
 
 def _taken_by(rows: Sequence[GeneratedRow]) -> InFlight:
-    return reduce(lambda taken, row: taken.joined_by(row.claim), rows, InFlight())
+    return InFlight(
+        rows=len(rows),
+        widest=Extent(
+            max((row.extent.tokens for row in rows), default=0),
+            max((row.extent.source_tokens for row in rows), default=0),
+        ),
+        held_bytes=sum(row.claim.held_bytes for row in rows),
+    )
