@@ -39,9 +39,15 @@ def demands_of_layout(
     *,
     on_gpu: bool,
     kv_cache: CacheDtype = "float",
+    store_bytes: int | None = None,
 ) -> ModelDemands:
-    """The same for a layout that is known, such as a store's."""
+    """The same for a layout that is known, such as that of a store of so many bytes."""
     dtype = DTYPES[on_gpu]
+    more_bytes = (
+        _plain_copies_bytes(config, layout, dtype)
+        if store_bytes is None
+        else max(0, store_bytes - layout.int8_bytes)
+    )
     int8 = [tensor.shape for tensor in layout.tensors if tensor.quantised]
     return ModelDemands(
         name=name,
@@ -55,7 +61,7 @@ def demands_of_layout(
         vocabulary_size=config.vocab_size,
         largest_matrix_parameters=max(prod(shape) for shape in int8),
         float_bytes=dtype.itemsize,
-        more_store_bytes=_plain_copies_bytes(config, layout, dtype),
+        more_store_bytes=more_bytes,
         keeps_scores=not _supports_sdpa(config),
     )
 

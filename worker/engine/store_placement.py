@@ -62,6 +62,7 @@ def plan_store(opened: OpenedStore, options: PlacementOptions) -> Plan:
         opened.stored.layout,
         on_gpu=on_gpu,
         kv_cache=options.kv_cache,
+        store_bytes=opened.store.bytes,
     )
     stores = opened.store.folder.parent
     found = machine_budgets(stores, on_gpu=on_gpu and options.gpu_bytes is None)
