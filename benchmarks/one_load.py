@@ -79,7 +79,9 @@ def by_engine(checkpoint: Path, stores: Path, device: torch.device) -> Any:
     config = open_checkpoint(ModelSource(alias="measured", folder=store.folder), **said).config
     opened = open_store(store, "measured", config, device=device, dtype=plain_dtype(device))
     plan = plan_store(opened, PlacementOptions())
-    return place_model(opened, plan.homes, mode="llm_int8", **said).model
+    return place_model(
+        opened, plan.homes, mode="llm_int8", on_progress=ignore, should_stop=never
+    ).model
 
 
 def answer(model: Any, device: torch.device) -> None:
