@@ -172,6 +172,7 @@ class EngineHost:
             parameters=model.parameter_count,
             weight_mib=round(model.weight_bytes / 2**20, 1),
             compute_mode=model.compute_mode,
+            **_placement(model),
         )
         self._report(
             lambda: workers.worker_loaded(
@@ -189,3 +190,15 @@ class EngineHost:
             write()
         except DatabaseUnavailableError as error:
             self._log.warning("worker_state_not_written", reason=error.message)
+
+
+def _placement(model: LoadedModel) -> dict[str, float]:
+    """What the log tells of a model that was placed by a plan."""
+    if model.row_capacity is None or model.predicted_tokens_per_second is None:
+        return {}
+    return {
+        "streamed_from_ram_mib": round(model.ram_bytes / 2**20, 1),
+        "streamed_from_disk_mib": round(model.disk_bytes / 2**20, 1),
+        "row_capacity": model.row_capacity,
+        "predicted_tokens_per_second": round(model.predicted_tokens_per_second, 1),
+    }

@@ -127,7 +127,10 @@ class ShardRunner:
         except LoadInterruptedError:
             self._give_back(first)
         except ModelLoadError as error:
-            self._fail_job(first, storable(str(error)))
+            # On the way to the model, or of weights that are read while it runs.
+            self.engines.unload()
+            for shard in feed.held:
+                self._fail_job(shard, storable(str(error)))
         except LeaseLostError:
             _lose(first)
         except DatabaseUnavailableError:

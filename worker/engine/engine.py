@@ -192,6 +192,12 @@ class LoadedModel:
     load_seconds: float
     context_tokens: int | None
     compute_mode: str  # "llm_int8" | "w8a16" | "null"
+    # Of the weights: in RAM and on disk, from where each pass fetches them.
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    # The most rows that are alive at once, and the rate that was planned; None without a plan.
+    row_capacity: int | None = None
+    predicted_tokens_per_second: float | None = None
 
 
 class ModelLoadError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,14 @@ def load_engine(
         plan = plan_store(opened, options)
         loaded = _place(opened, tokenizer, plan, options, hooks)
         limits = limits_of(plan, micro_batch_rows)
+        homes = _homes(plan, limits)
     else:
         loaded = _load_whole(checkpoint, chosen, compute_mode, hooks)
         limits = BatchLimits(rows=micro_batch_rows or DEFAULT_MICRO_BATCH_ROWS)
-    description = _describe(source, loaded, compute_mode, time.perf_counter() - started)
+        homes = {}
+    description = replace(
+        _describe(source, loaded, compute_mode, time.perf_counter() - started), **homes
+    )
     on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
     return make_engine(loaded, description, limits=limits, cache_dtype=kv_cache)
 
@@ -149,6 +153,16 @@ def _place(
         layout=placed.layout,
         free=placed.close,
     )
+
+
+def _homes(plan: Plan, limits: BatchLimits) -> dict[str, Any]:
+    """What the log tells of a plan that was followed."""
+    return {
+        "ram_bytes": plan.memory.ram_bytes,
+        "disk_bytes": sum(block.weight_bytes for block in plan.blocks_at("disk")),
+        "row_capacity": limits.rows,
+        "predicted_tokens_per_second": plan.prediction.tokens_per_second,
+    }
 
 
 def _load_whole(

@@ -119,6 +119,25 @@ def test_a_model_that_cannot_be_loaded_fails_its_job_with_the_reason(bench: Benc
     )
 
 
+def test_weights_that_cannot_be_read_any_more_fail_the_job_and_are_let_go(bench: Bench) -> None:
+    # given a file that breaks while it is streamed, after the first row
+    def break_at(row: int) -> None:
+        if row == 1:
+            raise ModelLoadError("decoder-007.safetensors cannot be loaded (Input/output error)")
+
+    bench.engine.before_row = break_at
+    job_id = submit(bench.database)
+    assert bench.run(job_id) == "job failed"
+    report = reading.job_report(bench.database, job_id)
+    assert report.status == "failed"
+    assert "decoder-007.safetensors" in str(report.error_message)
+    # then what was generated is kept, and the next job loads anew
+    assert results_of(bench.database, job_id) == [0]
+    assert bench.engine.closed == 1
+    bench.engine.before_row = lambda row: None
+    assert bench.run(submit(bench.database)) == "finished"
+
+
 def test_a_worker_goes_on_after_a_failed_load(bench: Bench) -> None:
     bench.loader.raises = ModelLoadError("no")
     bench.run(submit(bench.database))
