@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import resource
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from tests.chaos.fault import fault
 from tests.chaos.process_faults import while_generating, while_writing
@@ -14,7 +16,10 @@ from tests.chaos.run import Run
 from tests.chaos.servers import can_mount
 from tests.chaos.stage import Needs
 
+SMALL_DISK = Needs(small_disk=True)
 BUSY_SECONDS = 0.5
+# What a worker says when it cannot write finished rows, and waits with them.
+REFUSED = " results_wait_for_database "
 # Holds the lock until its input ends.
 LOCKER = """
 import sqlite3, sys
@@ -38,9 +43,8 @@ def postgres_restarted(run: Run) -> None:
 @contextmanager
 def sqlite_locked(run: Run) -> Iterator[None]:
     """Another process holds the write lock."""
-    path = run.stage.home / "tgp-jobs.db"
     with subprocess.Popen(
-        [sys.executable, "-c", LOCKER, str(path)],
+        [sys.executable, "-c", LOCKER, str(database_file(run))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -48,6 +52,16 @@ def sqlite_locked(run: Run) -> Iterator[None]:
         assert locker.stdout is not None
         assert locker.stdout.readline() == "locked\n"
         yield
+
+
+def empty_write_ahead_log(run: Run) -> None:
+    """Give its room back, in which a full disk would let SQLite go on for megabytes."""
+    with closing(sqlite3.connect(database_file(run), timeout=10)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def database_file(run: Run) -> Path:
+    return run.stage.home / "tgp-jobs.db"
 
 
 @fault(
@@ -71,11 +85,17 @@ def locked(run: Run) -> None:
 )
 def disk_full(run: Run) -> None:
     assert run.stage.disk is not None
-    job = while_generating(run)
+    # Four words of an echo are 32 kB, which need room that is not there yet.
+    prompts = [" ".join(run.random.randbytes(4000).hex() for _ in range(4)) for _ in range(96)]
+    job = run.submit("steady", prompts)
+    run.wait_until_some_are_begun(job, most_share=0.4)
     run.strike(job)
+    refused = run.logged(REFUSED)
+    if run.stage.kind == "sqlite":
+        empty_write_ahead_log(run)
     run.stage.disk.fill()
     try:
-        run.wait_seconds(0.5)
+        run.wait_until(lambda: run.logged(REFUSED) > refused or run.has_ended(job))
         run.pause(2.0)
     finally:
         run.stage.disk.free()
@@ -88,10 +108,11 @@ def quota(run: Run) -> None:
     job = while_generating(run)
     child = run.stage.child_of(run.holder(job))
     run.strike(job)
+    refused = run.logged(REFUSED)
     soft, hard = resource.prlimit(child, resource.RLIMIT_FSIZE)
     resource.prlimit(child, resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        run.wait_seconds(0.5)
+        run.wait_until(lambda: run.logged(REFUSED) > refused or run.has_ended(job))
         run.pause(2.0)
     finally:
         resource.prlimit(child, resource.RLIMIT_FSIZE, (soft, hard))

@@ -111,10 +111,10 @@ class Run:
 
     def wait_until_loading(self) -> Job:
         """Submit a job whose model is not loaded, and wait for a moment of its loading."""
-        before = self._loads_begun()
+        before = self.logged(" model_loading ")
         # One of two, so that the last run's is not the one in memory.
         job = self.submit(f"loads-{'ab'[self.number % 2]}")
-        self.wait_until(lambda: self._loads_begun() > before)
+        self.wait_until(lambda: self.logged(" model_loading ") > before)
         self.pause(LOAD_SECONDS)
         return job
 
@@ -212,5 +212,6 @@ class Run:
         logs = "".join(worker.log for worker in self.stage.workers)
         return float(LOADED.findall(logs)[-1])
 
-    def _loads_begun(self) -> int:
-        return sum(worker.log.count(" model_loading ") for worker in self.stage.box.workers)
+    def logged(self, event: str) -> int:
+        """How often the workers have said so, the dead ones too."""
+        return sum(worker.log.count(event) for worker in self.stage.box.workers)

@@ -26,8 +26,8 @@ LEASE_SECONDS = 2.0
 SWEEP_SECONDS = 1.0
 MICRO_BATCH_ROWS = 4
 LOAD_SECONDS = 0.6
-# Too little to mount twice: both hold the schema, a few jobs and a megabyte more.
-DISK_MEGABYTES = {"sqlite": 8, "postgres": 24}
+# Room for the schema, one job and its results.
+DISK_MEGABYTES = 64
 
 CATALOGUE = f"""
 [models.steady]
@@ -137,7 +137,7 @@ class Stage:
         self.postgres = servers.postgres if kind == "postgres" else None
         self._stack = stack
         if needs.small_disk:
-            self.disk = stack.enter_context(small_disk(DISK_MEGABYTES[kind]))
+            self.disk = stack.enter_context(small_disk(DISK_MEGABYTES))
         self.home = (self.disk.folder if self.disk and kind == "sqlite" else folder) / "home"
         self.box = TracedBox(self.home, folder, self._settings())
         stack.callback(self.box.close)
@@ -240,7 +240,8 @@ class StageKeeper:
         self._open: tuple[Needs, DatabaseKind, Stage] | None = None
 
     def stage(self, needs: Needs, kind: DatabaseKind) -> Stage:
-        if self._open is None or self._open[:2] != (needs, kind):
+        # What one run leaves on a small disk is room that the next one lacks.
+        if self._open is None or self._open[:2] != (needs, kind) or needs.small_disk:
             self.close()
             stage = self._stack.enter_context(open_stage(needs, kind, self._servers))
             self._open = (needs, kind, stage)
