@@ -3,6 +3,7 @@
 submission   a validated file becomes a job
 publishing   which shards want a message
 leases       claim, renew, finish, give back
+joining      which shard shares batches with those that are held
 recording    results and timings, a micro-batch at a time
 recovery     expired leases, prompts that kill their worker
 control      cancel and retry

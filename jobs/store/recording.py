@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, update
 
 from jobs.database import Database
-from jobs.models import completions, database_now, micro_batches, shards
+from jobs.models import database_now, micro_batches, shards
+from jobs.store.completion_rows import insert_outcomes
 from jobs.store.leases import lock_held_shard
 from jobs.store.records import Claim, MicroBatchRecord, PromptOutcome
 
@@ -46,60 +47,6 @@ def record_micro_batch(
             )
         )
     return len(new)
-
-
-def insert_outcomes(
-    connection: Connection,
-    claim: Claim,
-    outcomes: tuple[PromptOutcome, ...],
-    micro_batch_id: int | None,
-) -> list[PromptOutcome]:
-    """Insert results, skipping prompts that have one; returns those inserted.
-
-    The caller holds the shard's row locked, so nobody else writes results of
-    its prompts meanwhile.
-    """
-    indexes = [outcome.index for outcome in outcomes]
-    there = set(
-        connection.execute(
-            select(completions.c.prompt_index).where(
-                completions.c.job_id == claim.job_id,
-                completions.c.prompt_index.in_(indexes),
-            )
-        ).scalars()
-    )
-    new = [outcome for outcome in outcomes if outcome.index not in there]
-    if not new:
-        return []
-    rows = [
-        {
-            "job_id": claim.job_id,
-            "prompt_index": outcome.index,
-            "shard_id": claim.shard_id,
-            "micro_batch_id": micro_batch_id,
-            "text": outcome.text,
-            "finish_reason": outcome.finish_reason,
-            "error_code": outcome.error_code,
-            "error_message": outcome.error_message,
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": outcome.completion_tokens,
-            "queued_seconds": outcome.queued_seconds,
-            "prefill_seconds": outcome.prefill_seconds,
-            "decode_seconds": outcome.decode_seconds,
-            "first_token_seconds": outcome.first_token_seconds,
-            "logprobs": outcome.logprobs,
-            "attempt": claim.attempt,
-            "worker_id": claim.worker_id,
-        }
-        for outcome in new
-    ]
-    # Plain rows, sent in one go: with RETURNING, SQLAlchemy writes a statement of
-    # 18 parameters a row, which psycopg takes longer to parse than Postgres to run.
-    connection.execute(
-        insert(completions).values(created_at=database_now()),
-        rows,
-    )
-    return new
 
 
 def counter_increments(new: list[PromptOutcome]) -> dict[str, Any]:

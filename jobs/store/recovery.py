@@ -6,6 +6,7 @@ from sqlalchemy import Connection, insert, select, true, update
 
 from jobs.database import Database
 from jobs.models import database_now, shards
+from jobs.store.completion_rows import insert_outcomes
 from jobs.store.leases import (
     NO_LEASE,
     complete_job_if_done,
@@ -13,7 +14,7 @@ from jobs.store.leases import (
     lock_job,
     pending_prompts,
 )
-from jobs.store.recording import counter_increments, insert_outcomes
+from jobs.store.recording import counter_increments
 from jobs.store.records import Claim, PendingPrompt, PromptOutcome
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import null, select
 
 from jobs.database import Database
 from jobs.models import completions, micro_batches
@@ -107,6 +107,27 @@ def test_what_a_window_took_and_what_a_row_brought_come_back(database: Database)
     steps = reading.step_report(database, held.job_id)
     assert (steps.steps, steps.rows, steps.row_capacity) == (10, 1.5, 4.0)
     assert (steps.streamed_bytes, steps.link_wait_share) == (2**40, 0.75)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", '"quoted" \\n \\u0041', "\n\r\t\x01\x7f\x9b", "é \U0001f600 \u2028", "null"]
+)
+def test_a_text_comes_back_as_it_was(database: Database, text: str) -> None:
+    held = submit_and_claim(database)
+    row = replace(outcome(1), text=text, logprobs=[{"token": text, "top": []}])
+    recording.record_micro_batch(database, held, batch([row]), LEASE_SECONDS)
+    (result,) = reading.result_rows(database, held.job_id)
+    assert (result.text, result.logprobs) == (text, [{"token": text, "top": []}])
+
+
+def test_what_a_result_has_not_is_null_in_the_ledger(database: Database) -> None:
+    # A JSON null must not be taken for a value.
+    held = submit_and_claim(database)
+    record(database, held, [0])
+    empty = select(completions.c.prompt_index).where(
+        completions.c.logprobs.is_(null()), completions.c.error_code.is_(None)
+    )
+    assert column(database, empty) == [0]
 
 
 def test_a_large_batch_is_written_in_one_go(database: Database) -> None:
