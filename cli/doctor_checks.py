@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ WORKER_ONLY = f"{INSTALL_COMMAND} (needed only on a worker)"
 def run_checks(settings: Settings) -> Iterator[Check]:
     """Every check, one after the other."""
     yield check_disk(settings)
+    yield check_privacy(settings)
     yield from check_database(settings)
     yield check_redis(settings)
     yield from check_faults(settings)
@@ -48,6 +50,20 @@ def check_disk(settings: Settings) -> Check:
         need = f"an int8 store of a 20 B model needs 20 GiB (only on a worker): {mend}"
         return Check(name="disk", status="warn", detail=detail, mend=need)
     return Check(name="disk", status="ok", detail=detail)
+
+
+def check_privacy(settings: Settings) -> Check:
+    """Whether the state directory and the ledger in it are their owner's alone."""
+    ledger = settings.home / "tgp-jobs.db"
+    for path in (settings.home, ledger):
+        if path.exists() and path.stat().st_mode & 0o077:
+            return Check(
+                name="privacy",
+                status="warn",
+                detail=f"{path} is open to other users of this machine",
+                mend=f"chmod go= {shlex.quote(str(path))}",
+            )
+    return Check(name="privacy", status="ok", detail="the state directory is its owner's alone")
 
 
 def _nearest_folder(path: Path) -> Path:

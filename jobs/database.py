@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,13 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
         if database.url.database in (None, "", ":memory:"):
             # Nobody but this connection would see it.
             raise SettingsError("database_url: SQLite needs a file, as in sqlite:////srv/jobs.db")
-        folder = Path(str(database.url.database)).absolute().parent
-        if not folder.is_dir():
-            raise SettingsError(f"database_url: there is no folder {folder}")
+        path = Path(str(database.url.database)).absolute()
+        if not path.parent.is_dir():
+            raise SettingsError(f"database_url: there is no folder {path.parent}")
+        # Prompts are nobody else's business, wherever the file is; what SQLite
+        # puts beside it gets the same mode.
+        with suppress(OSError):  # SQLite says it better
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return database
 
 

@@ -7,6 +7,8 @@ the next worker finds its queue; the last worker to end in good order stops it.
 from __future__ import annotations
 
 import fcntl
+import os
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from jobs.errors import QueueUnavailableError
-from jobs.settings import Settings
+from jobs.settings import Settings, make_home
 from worker.log import Logger
 
 START_TIMEOUT_SECONDS = 10.0
@@ -28,6 +30,7 @@ class EmbeddedRedis:
     """The state directory's Redis, shared by all workers of that directory."""
 
     def __init__(self, settings: Settings, log: Logger) -> None:
+        self._settings = settings
         self._folder = settings.home / "redis"
         self._socket = settings.redis_socket
         self._log = log
@@ -40,8 +43,9 @@ class EmbeddedRedis:
         Raises:
             QueueUnavailableError: It does not come up; the message has its log's end.
         """
+        make_home(self._settings)  # or it would be made on the way, open to everybody
         for folder in (self._folder, self._socket.parent):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_private(folder)
         # Others may be connecting or starting: one at a time looks and starts.
         with (self._folder / "start.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -159,6 +163,26 @@ class EmbeddedRedis:
         if self._process is not None:
             self._process.wait(START_TIMEOUT_SECONDS)
             self._process = None
+
+
+def _make_private(folder: Path) -> None:
+    """Create a folder that only we may enter, or make sure that it is one.
+
+    A long state directory's socket is in the temporary folder, where anybody
+    may have made a folder of that name before us.
+
+    Raises:
+        QueueUnavailableError: It is another user's.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise QueueUnavailableError(
+            f"the embedded Redis needs {folder} as a folder of its own, and it is another user's: "
+            "choose a shorter state directory with --home (TGP_HOME)"
+        )
+    if facts.st_mode & 0o077:
+        folder.chmod(0o700)
 
 
 def redis_server_binary() -> str:
