@@ -111,6 +111,9 @@ def _url(*schemes: str) -> Callable[[Any], str]:
             raise ValueError(expected)
         if not value.isprintable() or " " in value:
             raise ValueError("a URL that spells spaces and control characters with %")
+        if ";" in value:
+            # kombu takes what follows for another URL.
+            raise ValueError("a URL that spells a semicolon as %3B")
         try:
             parts = urlsplit(value)
         except ValueError:

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 from celery import Celery, signals
@@ -19,7 +20,8 @@ from celery.platforms import SecurityWarning
 from kombu import Queue
 
 from jobs.catalogue import find_model, load_catalogue
-from jobs.dispatch import CONNECT_TIMEOUT_SECONDS, queue_name, transport_options
+from jobs.dispatch import CONNECT_TIMEOUT_SECONDS, Dispatcher, queue_name, transport_options
+from jobs.errors import QueueUnavailableError
 from jobs.settings import Settings, load_settings
 from worker import foreign_messages
 from worker.foreign_messages import GuardedConsumer
@@ -121,10 +123,18 @@ def start_worker(settings: Settings, *, models: Sequence[str] = ()) -> int:
 
     Returns:
         The process's exit code.
+
+    Raises:
+        SettingsError: The Redis URL cannot be used.
     """
     # Celery warns root of pickle; only JSON is accepted here, and a Colab box
     # has no other user.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    if not settings.redis_is_embedded:
+        # Celery shows a URL that it cannot read, password and all, and a Redis
+        # that is away only has to be waited for.
+        with suppress(QueueUnavailableError), closing(Dispatcher(settings)) as dispatcher:
+            dispatcher.ping()
     app = build_app(settings, models)
     arguments = ["--quiet", "worker", "--loglevel=INFO", "--without-gossip", "--without-mingle"]
     try:

@@ -212,6 +212,8 @@ def test_a_bad_variable_is_named(home: Path) -> None:
         "postgresql://host:port/db?sslpassword=hunter2",
         "redis://host:port/0?passwd=hunter2#",
         "redis://host/ 0?token=hunter2",
+        "redis://:hunter2;x@host/0",
+        "redis://:hunter2@a/0;redis://:hunter2@b/0",
         ["redis://:hunter2@host/0"],
         {"url": "redis://:hunter2@host/0"},
     ],
