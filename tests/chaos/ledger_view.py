@@ -38,7 +38,8 @@ class LedgerView:
         query = select(func.count()).where(jobs.c.idempotency_key == idempotency_key)
         return int(self._scalar(query))
 
-    def unfinished(self, job_id: str) -> Unfinished:
+    def unfinished(self, job_id: str, child: int | None = None) -> Unfinished:
+        """The prompts without a result; as running only those that the child holds, if given."""
         with self._database.read() as connection:
             done = set(
                 connection.execute(
@@ -46,12 +47,14 @@ class LedgerView:
                 ).scalars()
             )
             rows = connection.execute(
-                select(shards.c.first_index, shards.c.last_index, shards.c.status).where(
+                select(shards).where(
                     shards.c.job_id == job_id, shards.c.status.in_(("running", "queued"))
                 )
             ).all()
         held: dict[str, set[int]] = {"running": set(), "queued": set()}
         for row in rows:
+            if child not in (None, row.lease_process) and row.status == "running":
+                continue
             held[row.status].update(set(range(row.first_index, row.last_index + 1)) - done)
         return Unfinished(running=frozenset(held["running"]), queued=frozenset(held["queued"]))
 

@@ -26,6 +26,13 @@ def while_generating(run: Run) -> Job:
     return job
 
 
+def while_two_generate(run: Run) -> Job:
+    """More of it, since two workers are quick."""
+    job = run.submit("steady", MANY_PROMPTS)
+    run.wait_until_some_are_begun(job, most_share=0.6)
+    return job
+
+
 def while_writing(run: Run) -> Job:
     """An engine that answers at once: the worker does nothing but claim and write."""
     job = run.submit("quick", MANY_PROMPTS, shard_size=24)
@@ -133,7 +140,7 @@ def send_to_both(run: Run, worker: Worker, number: int) -> None:
 
 @fault("SIGSTOP for longer than the lease, then SIGCONT, beside another worker", Needs(workers=2))
 def sleep_through_the_lease(run: Run) -> None:
-    job = while_generating(run)
+    job = while_two_generate(run)
     worker = run.holder(job)
     run.strike(job, child=run.stage.child_of(worker))
     send_to_both(run, worker, signal.SIGSTOP)
@@ -144,7 +151,7 @@ def sleep_through_the_lease(run: Run) -> None:
 
 @fault("`kill -9` of one of two workers", Needs(workers=2))
 def kill_one_of_two(run: Run) -> None:
-    job = while_generating(run)
+    job = while_two_generate(run)
     worker = run.holder(job)
     child = run.stage.child_of(worker)
     run.strike(job, child=child)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.acceptance.box import Worker
-from tests.chaos.ledger_view import Unfinished
 from tests.chaos.stage import LOAD_SECONDS, Stage
 from tests.chaos.trace import Trace
 
@@ -159,21 +158,20 @@ class Run:
         self._time_recovery(job, "all", None)
 
     def holder(self, job: Job) -> Worker:
-        """A worker that holds a shard of the job at this moment, or any if none does."""
-        held = self.stage.ledger.holders(job.id)
+        """A worker that holds a shard of the job at this moment; any if the job has ended."""
         workers = self.stage.workers
-        holding = [worker for worker in workers if worker.process.pid in held]
-        return self.random.choice(holding or workers)
+        while not self.has_ended(job):
+            held = self.stage.ledger.holders(job.id)
+            if holding := [worker for worker in workers if worker.process.pid in held]:
+                return self.random.choice(holding)
+        return self.random.choice(workers)
 
     def start_worker(self) -> None:
         """Start a worker in the place of one that is gone."""
         self.allowance_seconds += self.stage.start_worker()
 
-    def unfinished(self, job: Job) -> Unfinished:
-        return self.stage.ledger.unfinished(job.id)
-
     def _time_recovery(self, job: Job, stopped: str, child: int | None) -> None:
-        left = self.stage.ledger.unfinished(job.id)
+        left = self.stage.ledger.unfinished(job.id, child)
         indices = {
             "running": left.running,
             "queued": left.queued,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,6 +113,15 @@ class TracedBox(Box):
         self.workers.append(worker)
         worker.wait_for("worker_ready")
         return worker
+
+    def close(self) -> None:
+        # Without a word: an end in good order takes seconds and is not what is tested.
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                with suppress(AssertionError, OSError):
+                    os.kill(worker.child, signal.SIGKILL)
+                worker.kill()
+        super().close()
 
 
 class Stage:
