@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from worker.engine.block_file import Segment, StoredBlock
+from worker.engine.direct_file import DirectFile, open_direct
 from worker.engine.engine import ModelLoadError
+from worker.engine.word_sum import word_sum
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class DiskReader:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="disk-reader")
+        self._direct: dict[Path, DirectFile | None] = {}
 
     def begin(self, block: StoredBlock, target: torch.Tensor) -> PendingRead:
         """Begin to read a block into a buffer, uint8 [at least buffer_bytes] on the CPU."""
@@ -49,7 +53,11 @@ class DiskReader:
                     segment,
                     tuple(
                         self._pool.submit(
-                            _read, segment, start, target[segment.offset + start :][:count]
+                            _read,
+                            segment,
+                            self._direct_file(segment.path),
+                            start,
+                            target[segment.offset + start :][:count],
                         )
                         for start, count in segment.pieces()
                     ),
@@ -61,11 +69,22 @@ class DiskReader:
     def close(self) -> None:
         """End the threads; reads under way are finished first."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for file in self._direct.values():
+            if file is not None:
+                file.close()
+        self._direct.clear()
+
+    def _direct_file(self, path: Path) -> DirectFile | None:
+        if path not in self._direct:
+            self._direct[path] = open_direct(path)
+        return self._direct[path]
 
 
-def _read(segment: Segment, start: int, target: torch.Tensor) -> int:
+def _read(segment: Segment, direct: DirectFile | None, start: int, target: torch.Tensor) -> int:
     try:
-        return segment.read(start, target)
+        count = direct.read(segment.data_start + start, target) if direct else 0
+        total = word_sum(target[:count].numpy(), start) if count else 0
+        return total + (segment.read(start + count, target[count:]) if count < len(target) else 0)
     except ModelLoadError:
         raise
     except BaseException as error:
