@@ -11,7 +11,7 @@ from tests.chaos.stage import Servers, StageKeeper
 from tests.chaos.verdict import FaultFree
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stages() -> Iterator[StageKeeper]:
     with ExitStack() as services, ExitStack() as stack:
         keeper = StageKeeper(Servers(services))
@@ -19,6 +19,6 @@ def stages() -> Iterator[StageKeeper]:
         yield keeper
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fault_free() -> FaultFree:
     return FaultFree()
