@@ -91,7 +91,7 @@ class ContinuousEngine:
             part_tokens=limits.prefill_tokens,
             part_token_bytes=self._shape.token_bytes(FloatFormat(), dtype),
         )
-        self._alive: AliveRows | None = None
+        self._running: DecodeLoop | None = None
 
     @property
     def model(self) -> LoadedModel:
@@ -105,7 +105,7 @@ class ContinuousEngine:
     @property
     def cache_bytes(self) -> int:
         """Of the KV cache, as allocated now."""
-        return self._alive.allocated_bytes if self._alive is not None else 0
+        return self._running.cache_bytes if self._running is not None else 0
 
     def generate(
         self, feed: RequestFeed, *, should_stop: Callable[[], bool]
@@ -113,7 +113,7 @@ class ContinuousEngine:
         """Yield what is finished, window by window; see Engine."""
         if self._loaded is None:
             raise RuntimeError("the engine is closed")
-        loop = self._loop(self._loaded, feed)
+        loop = self._running = self._loop(self._loaded, feed)
         try:
             is_working = True
             while is_working:
@@ -122,13 +122,13 @@ class ContinuousEngine:
                     yield self._close_window(loop)
         finally:
             loop.alive.clear()
-            self._alive = None
+            self._running = None
 
     def close(self) -> None:
         """Free everything the model holds, on every device."""
         if self._loaded is not None:
             self._loaded.free()
-        self._loaded = self._alive = None
+        self._loaded = self._running = None
         free_unused_memory()
 
     def _run_window(self, loop: DecodeLoop, should_stop: Callable[[], bool]) -> bool:
@@ -162,7 +162,7 @@ class ContinuousEngine:
             loaded.model, self._family, loaded.device, self._rows.special_tokens.pad
         )
         is_encoder_decoder = self._family.is_encoder_decoder
-        self._alive = AliveRows(
+        alive = AliveRows(
             calls,
             self._store(loaded),
             self._store(loaded) if is_encoder_decoder else None,
@@ -173,7 +173,7 @@ class ContinuousEngine:
         return DecodeLoop(
             calls=calls,
             passes=loaded.passes,
-            alive=self._alive,
+            alive=alive,
             waiting=WaitingPrompts(feed, self._encoder, self._rows.claim, look_ahead),
             rows=self._rows,
             feed=feed,

@@ -89,6 +89,12 @@ class DecodeLoop:
     _encoding: list[Waiting] = field(default_factory=list)
     _have_rows_left: bool = True
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of all keys and values, those of prompts that are read in parts included."""
+        parts = sum(part.cache_bytes for part in self._partly)
+        return self.alive.allocated_bytes + parts
+
     def step(self) -> bool:
         """Admit, prefill, decode and retire, once; False when there is nothing left to do.
 

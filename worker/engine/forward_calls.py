@@ -30,6 +30,7 @@ class ForwardCalls:
         self._model = model
         self._device = device
         self._pad = pad
+        self._dtype = model.get_input_embeddings().weight.dtype
         self._is_encoder_decoder = family.is_encoder_decoder
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
@@ -171,7 +172,7 @@ class ForwardCalls:
 
     def _any_states(self, source_tokens: Sequence[int]) -> Any:
         """Stands in for encoder outputs of which only the shape is still looked at."""
-        blank = torch.zeros((1, 1, 1), device=self._device)
+        blank = torch.zeros((1, 1, 1), dtype=self._dtype, device=self._device)
         return BaseModelOutput(
             last_hidden_state=blank.expand(len(source_tokens), max(source_tokens), 1)
         )

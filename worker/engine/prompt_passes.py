@@ -17,6 +17,15 @@ class PartlyRead:
     cache: Any
     read_tokens: int = 0
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the cache of its own."""
+        return sum(
+            states.numel() * states.element_size()
+            for layer in self.cache.layers
+            for states in (layer.keys, layer.values)
+        )
+
     def next_part(self, at_most: int) -> tuple[int, ...]:
         """The tokens that go through the model next."""
         return self.row.decoder_tokens[self.read_tokens : self.read_tokens + at_most]

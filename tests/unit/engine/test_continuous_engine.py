@@ -138,7 +138,7 @@ def test_memory_that_runs_out_loses_nothing(alias: str) -> None:
     engine: ContinuousEngine
 
     def on_step(_forwards: int) -> None:
-        if engine._alive is not None and len(engine._alive.rows) > 2:
+        if engine._running is not None and len(engine._running.alive.rows) > 2:
             raise torch.OutOfMemoryError("no room")
 
     engine = continuous(alias, rows=4, encoded_rows=9, passes=lambda _model: WatchedPasses(on_step))
@@ -157,8 +157,8 @@ def test_a_prompt_that_fits_nowhere_fails_alone_and_shrinks_nothing() -> None:
     engine: ContinuousEngine
 
     def on_step(_forwards: int) -> None:
-        assert engine._alive is not None
-        rows = [*engine._alive.rows, *engine._alive._joining]
+        assert engine._running is not None
+        rows = engine._running._in_flight()
         if any(row.key == longest for row in rows):
             raise MemoryError
 
