@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
-from jobs.models import completions, jobs, micro_batches, shards, workers
+from jobs.models import completions, jobs, shards, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ class LedgerView:
         query = select(func.count()).where(completions.c.job_id == job_id)
         return int(self._scalar(query))
 
-    def recorded_rows(self, job_id: str) -> int:
-        """How many rows the ledger says were generated and written."""
-        query = select(func.coalesce(func.sum(micro_batches.c.rows), 0))
-        return int(self._scalar(query.where(micro_batches.c.job_id == job_id)))
+    def counted_results(self, job_id: str) -> int:
+        """How many results the counters of the job's shards say there are."""
+        counted = func.sum(shards.c.completed_prompts + shards.c.failed_prompts)
+        return int(self._scalar(select(counted).where(shards.c.job_id == job_id)))
 
     def stale_writes(self, job_id: str) -> int:
         """Shards where an earlier claim wrote a result after a later claim had.

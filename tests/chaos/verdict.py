@@ -21,8 +21,8 @@ class Verdict:
 
     Attributes:
         lost: Prompts without a result that should have one.
-        duplicated: Results too many: a second line for an index, or rows that
-            the ledger counts twice.
+        duplicated: Results too many: a second line for an index, or a result
+            that the ledger counted twice.
         repeated: Times a prompt was begun again.
         recovery_seconds: From the blow until what it stopped was begun again;
             None when nothing had stopped.
@@ -118,10 +118,9 @@ def _judge_job(run: Run, job: Job, texts: dict[str, object]) -> tuple[int, int]:
     for line, index in zip(lines, indices, strict=True):
         problems.extend(_wrong(job, line, index, texts))
     duplicated = sum(count - 1 for count in Counter(indices).values())
-    generated = sum(line.get("error") is None for line in lines)
-    if (recorded := ledger.recorded_rows(job.id)) != generated:
-        problems.append(f"{recorded} rows were written for {generated} completions of {job.id}")
-        duplicated += max(recorded - generated, 0)
+    if (counted := ledger.counted_results(job.id)) != len(lines):
+        problems.append(f"{counted} results of {job.id} were counted, and {len(lines)} are there")
+        duplicated += max(counted - len(lines), 0)
     if stale := ledger.stale_writes(job.id):
         problems.append(f"{stale} shards of {job.id} were written by an owner that had lost them")
     expected = 0 if job.status in ("cancelled", "failed") else len(job.prompts)
