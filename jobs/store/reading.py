@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Select, func, select, true
+from sqlalchemy import Select, func, select
 
 from jobs.database import Database
 from jobs.errors import AmbiguousJobError, UnknownJobError
@@ -13,6 +13,7 @@ from jobs.models import completions, database_now, jobs, micro_batches, prompts,
 from jobs.store.records import JobReport, ModelState, ResultRow, StepReport
 
 ROWS_PER_PAGE = 1_000
+JOBS_PER_QUERY = 500
 # A worker reports every sweep; after this long it is taken for dead.
 WORKER_SILENT_SECONDS = 120.0
 
@@ -26,6 +27,10 @@ def find_job(database: Database, prefix: str) -> str:
     """
     wanted = prefix.strip().lower()
     with database.read() as connection:
+        # A whole id, as programs give it, is looked up; only a prefix is searched for.
+        whole = connection.execute(select(jobs.c.id).where(jobs.c.id == wanted)).scalar()
+        if whole is not None:
+            return str(whole)
         ids: list[str] = list(
             connection.execute(
                 select(jobs.c.id)
@@ -36,8 +41,6 @@ def find_job(database: Database, prefix: str) -> str:
         )
     if not wanted or not ids:
         raise UnknownJobError(f"no job has the id {prefix!r}: `tgp-jobs list` shows the jobs")
-    if wanted in ids:
-        return wanted
     if len(ids) > 1:
         shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
         raise AmbiguousJobError(f"{prefix!r} could be {shown}: give more letters of the id")
@@ -57,14 +60,21 @@ def job_reports(
     database: Database, *, status: str | None = None, limit: int | None = None
 ) -> list[JobReport]:
     """The jobs, newest first."""
-    query = _reports().order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
+    newest_first = (jobs.c.created_at.desc(), jobs.c.id)
+    found = select(jobs.c.id).order_by(*newest_first).limit(limit)
     if status is not None:
-        query = query.where(jobs.c.status == status)
+        found = found.where(jobs.c.status == status)
+    reports: list[JobReport] = []
     with database.read() as connection:
-        return [_report(row) for row in connection.execute(query)]
+        ids = list(connection.execute(found).scalars())
+        # By name, or the shards of every job there ever was would be summed.
+        for first in range(0, len(ids), JOBS_PER_QUERY):
+            query = _reports(*ids[first : first + JOBS_PER_QUERY]).order_by(*newest_first)
+            reports += [_report(row) for row in connection.execute(query)]
+    return reports
 
 
-def _reports(job_id: str | None = None) -> Select[Any]:
+def _reports(*job_ids: str) -> Select[Any]:
     """Jobs with the sums over their shards: 4 000 rows for a million prompts, not a million.
 
     The sums of one job are asked for by name, since SQLite would sum all first.
@@ -91,12 +101,12 @@ def _reports(job_id: str | None = None) -> Select[Any]:
             .filter(shards.c.status == "running")
             .label("workers_busy"),
         )
-        .where(true() if job_id is None else shards.c.job_id == job_id)
+        .where(shards.c.job_id.in_(job_ids))
         .group_by(shards.c.job_id)
         .subquery()
     )
     reports = select(jobs, sums).outerjoin(sums, sums.c.job_id == jobs.c.id)
-    return reports if job_id is None else reports.where(jobs.c.id == job_id)
+    return reports.where(jobs.c.id.in_(job_ids))
 
 
 def _report(row: Any) -> JobReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, update
+from sqlalchemy import Connection, insert, update
 
 from jobs.database import Database
 from jobs.models import database_now, micro_batches, shards
@@ -24,28 +24,40 @@ def record_micro_batch(
     Raises:
         LeaseLostError: The shard belongs to somebody else; nothing was written.
     """
-    with database.write() as connection:
-        lock_held_shard(connection, claim)
-        micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
-        new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
-        if batch.outcomes and not new:
-            # This very batch is in already: its first commit succeeded, but the
-            # connection broke before the worker heard of it.
-            connection.execute(delete(micro_batches).where(micro_batches.c.id == micro_batch_id))
-            return 0
-        connection.execute(
-            update(shards)
-            .where(shards.c.id == claim.shard_id)
-            .values(
-                lease_expires_at=database_now(lease_seconds),
-                prefill_seconds=shards.c.prefill_seconds + batch.prefill_seconds,
-                decode_seconds=shards.c.decode_seconds + batch.decode_seconds,
-                # Deaths are counted from the last result on: a prompt that is
-                # left over must not be blamed for those it had company in.
-                **({"crashes": 0} if new else {}),
-                **counter_increments(new),
-            )
+    try:
+        with database.write() as connection:
+            return _record(connection, claim, batch, lease_seconds)
+    except _AlreadyWrittenError:
+        return 0
+
+
+class _AlreadyWrittenError(Exception):
+    """This very batch is in: its commit succeeded, but the connection broke before we heard."""
+
+
+def _record(
+    connection: Connection, claim: Claim, batch: MicroBatchRecord, lease_seconds: float
+) -> int:
+    lock_held_shard(connection, claim)
+    micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
+    new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
+    if batch.outcomes and not new:
+        # Undone by the rollback: a DELETE would look for completions of that
+        # batch, which no index leads to.
+        raise _AlreadyWrittenError
+    connection.execute(
+        update(shards)
+        .where(shards.c.id == claim.shard_id)
+        .values(
+            lease_expires_at=database_now(lease_seconds),
+            prefill_seconds=shards.c.prefill_seconds + batch.prefill_seconds,
+            decode_seconds=shards.c.decode_seconds + batch.decode_seconds,
+            # Deaths are counted from the last result on: a prompt that is
+            # left over must not be blamed for those it had company in.
+            **({"crashes": 0} if new else {}),
+            **counter_increments(new),
         )
+    )
     return len(new)
 
 
