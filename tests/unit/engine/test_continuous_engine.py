@@ -24,6 +24,7 @@ from tests.continuous_engines import (
 )
 from tests.tiny_checkpoints import ALIASES
 from worker.engine.batch_limits import BatchLimits
+from worker.engine.cache_budget import COLUMN_BLOCK
 from worker.engine.continuous_engine import ContinuousEngine
 from worker.engine.engine import (
     GenerationRequest,
@@ -31,6 +32,7 @@ from worker.engine.engine import (
     RequestList,
     SamplingParameters,
 )
+from worker.engine.kv_format import CacheDtype
 
 # Few enough that what each says alone is soon known.
 PARAMETERS = (
@@ -114,6 +116,20 @@ def widest_row_bytes(alias: str) -> int:
     """Of a cache that holds the widest of PROMPTS with PARAMETERS: 2 layers of 4 heads of 8."""
     tokens = 2 * 2 * 4 * 8 * 4
     return tokens * (120 if alias != "tiny-flan" else 21 + 90)
+
+
+@pytest.mark.parametrize(("cache_dtype", "head_bytes"), [("float", 8 * 4), ("int8", 8 + 4)])
+def test_the_bytes_of_the_cache_decide_how_many_rows_there_are(
+    cache_dtype: CacheDtype, head_bytes: int
+) -> None:
+    # given room for three rows of 20 tokens each, with the block that is spare
+    room = 3 * (20 + COLUMN_BLOCK) * 2 * 2 * 4 * head_bytes
+    requests = [request(key, "a", max_new_tokens=19, eos_token_ids=()) for key in range(7)]
+    for cache_bytes, rows in ((room, 3), (room - 1, 2)):
+        engine = continuous(
+            "tiny-gpt-neox", rows=9, cache_bytes=cache_bytes, cache_dtype=cache_dtype
+        )
+        assert max(batch.rows for batch in windows(engine, requests)) == rows
 
 
 @pytest.mark.parametrize("alias", ALIASES)
