@@ -1,0 +1,230 @@
+"""The ways to run a model that does not fit: ours, and those of the stock libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import (
+    BnbQuantizationConfig,
+    get_balanced_memory,
+    infer_auto_device_map,
+    load_and_quantize_model,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BitsAndBytesConfig,
+)
+
+from worker.engine.int8_linear import ComputeMode
+from worker.engine.int8_model import plain_dtype
+from worker.engine.int8_store import Int8Store
+from worker.engine.library_noise import quiet_libraries
+from worker.engine.model_demands import Workload
+from worker.engine.placed_model import place_model
+from worker.engine.plan import Home
+from worker.engine.store_manifest import read_manifest
+from worker.engine.store_placement import PlacementOptions, plan_store
+from worker.engine.stored_model import OpenedStore, open_store
+from worker.engine.weight_passes import ResidentPasses, WeightPasses
+
+# The first two are ours. "seed" is transformers with bitsandbytes int8 on the GPU
+# and float16 beside it; "accelerate-int8" keeps int8 beside it; the last two are
+# accelerate's offload of a float checkpoint to disk.
+Way = Literal["llm_int8", "w8a16", "seed", "accelerate-int8", "bfloat16", "float32"]
+OURS: tuple[ComputeMode, ...] = ("llm_int8", "w8a16")
+# Of a GPU budget, what stock libraries are told to fill with weights: the rest
+# is for cache and computing, as 11 of 15 GiB in the notebooks they come from.
+_SHARE_FOR_WEIGHTS = 11 / 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model and how to run it.
+
+    Attributes:
+        model: Of transformers.
+        passes: Runs its forward passes.
+        placement: Where its weights are, in words.
+        files: Its weight files.
+        close: Frees it.
+    """
+
+    model: Any
+    passes: WeightPasses
+    placement: str
+    files: tuple[Path, ...]
+    close: Callable[[], None] = lambda: None
+
+
+def load(
+    way: Way,
+    folder: Path,
+    *,
+    homes: str,
+    device: torch.device,
+    gpu_bytes: int | None,
+    cpu_bytes: int | None,
+    rows: int,
+    prompt_tokens: int,
+    new_tokens: int,
+) -> Loaded:
+    """Load a model one way; see benchmarks.offload.contestant for the arguments."""
+    if way in OURS:
+        workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, shard_rows=rows)
+        options = PlacementOptions(gpu_bytes=gpu_bytes, cpu_bytes=cpu_bytes, workload=workload)
+        mode: ComputeMode = "w8a16" if way == "w8a16" else "llm_int8"
+        return _ours(folder / "store", device, options, mode, homes)
+    most = _max_memory(gpu_bytes, cpu_bytes)
+    if way == "seed":
+        return _seed_recipe(folder / "float16", most)
+    if way == "accelerate-int8":
+        return _accelerate_int8(folder / "float16", most)
+    return _accelerate_to_disk(folder / way, getattr(torch, way), most)
+
+
+def open_folder(folder: Path, device: torch.device) -> OpenedStore:
+    """The store in a folder."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RuntimeError(f"no store in {folder}")
+    return open_store(
+        Int8Store(folder=folder, manifest=manifest, was_there=True),
+        folder.parent.name,
+        AutoConfig.from_pretrained(folder),
+        device=device,
+        dtype=plain_dtype(device),
+    )
+
+
+def _ours(
+    folder: Path, device: torch.device, options: PlacementOptions, mode: ComputeMode, homes: str
+) -> Loaded:
+    opened = open_folder(folder, device)
+    if homes == "plan":
+        plan = plan_store(opened, options)
+        if plan.rows < options.workload.shard_rows:
+            raise RuntimeError(
+                f"the plan has room for {plan.rows} rows, not {options.workload.shard_rows}"
+            )
+        where = plan.homes
+    else:
+        where = homes_of_layers(opened, homes)
+    placed = place_model(
+        opened,
+        where,
+        mode=mode,
+        on_progress=lambda _: None,
+        should_stop=lambda: False,
+    )
+    return Loaded(
+        model=placed.model,
+        passes=placed.passes,
+        placement=_in_words(list(where.values())),
+        files=_weight_files(folder),
+        close=placed.close,
+    )
+
+
+def homes_of_layers(opened: OpenedStore, home: str) -> dict[str, Home]:
+    """The layers in one place, everything else resident."""
+    known: dict[str, Home] = {"resident": "resident", "ram": "ram", "disk": "disk"}
+    return {
+        block.name: known[home] if block.kind in ("encoder", "decoder") else "resident"
+        for block in opened.stored.layout.blocks
+    }
+
+
+def _seed_recipe(folder: Path, most: dict[int | str, int]) -> Loaded:
+    return _by_transformers(
+        folder,
+        torch.float16,
+        most,
+        quantization_config=BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True
+        ),
+    )
+
+
+def _accelerate_int8(folder: Path, most: dict[int | str, int]) -> Loaded:
+    config = AutoConfig.from_pretrained(folder)
+    with quiet_libraries(), init_empty_weights():
+        model = _auto_class(config).from_config(config, dtype=torch.float16)
+    model.tie_weights()
+    settings = BnbQuantizationConfig(load_in_8bit=True, torch_dtype=torch.float16)
+    halves: dict[str, Any] = {
+        "no_split_module_classes": list(model._no_split_modules),
+        "dtype": torch.int8,
+    }
+    room = get_balanced_memory(model, max_memory=most, low_zero=False, **halves)
+    device_map = infer_auto_device_map(model, max_memory=room, **halves)
+    quantised = load_and_quantize_model(
+        model,
+        bnb_quantization_config=settings,
+        weights_location=str(folder),
+        device_map=device_map,
+        offload_folder=str(folder / "offload"),
+    )
+    return Loaded(
+        model=quantised.eval(),
+        passes=ResidentPasses(),
+        placement=_in_words([str(home) for home in device_map.values()]),
+        files=_weight_files(folder),
+    )
+
+
+def _accelerate_to_disk(folder: Path, dtype: torch.dtype, most: dict[int | str, int]) -> Loaded:
+    return _by_transformers(folder, dtype, most)
+
+
+def _by_transformers(
+    folder: Path, dtype: torch.dtype, most: dict[int | str, int], **options: Any
+) -> Loaded:
+    config = AutoConfig.from_pretrained(folder)
+    with quiet_libraries():
+        model = (
+            _auto_class(config)
+            .from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map="auto",
+                max_memory=most,
+                offload_folder=str(folder / "offload"),
+                **options,
+            )
+            .eval()
+        )
+    homes = [str(home) for home in getattr(model, "hf_device_map", {}).values()]
+    return Loaded(
+        model=model,
+        passes=ResidentPasses(),
+        placement=_in_words(homes),
+        files=_weight_files(folder),
+    )
+
+
+def _max_memory(gpu_bytes: int | None, cpu_bytes: int | None) -> dict[int | str, int]:
+    most: dict[int | str, int] = {}
+    if torch.cuda.is_available():
+        total = gpu_bytes or torch.cuda.get_device_properties(0).total_memory
+        most[0] = int(total * _SHARE_FOR_WEIGHTS)
+    most["cpu"] = cpu_bytes or 2**40
+    return most
+
+
+def _auto_class(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(folder.glob("*.safetensors")))
+
+
+def _in_words(homes: list[Any]) -> str:
+    return ", ".join(f"{homes.count(home)} {home}" for home in sorted(set(homes)))
