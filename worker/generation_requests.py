@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Any
 
-from jobs.spec import ParameterError, resolve_parameters
+from jobs.spec import GenerationParameters, ParameterError, resolve_parameters
 from jobs.store.records import Claim, PendingPrompt, PromptOutcome
 from worker.engine.engine import (
     ChatMessage,
@@ -20,13 +21,23 @@ LEAST_LOGPROB = -9999.0
 
 
 def requests_of(
-    claim: Claim, pending: list[PendingPrompt]
+    claim: Claim, pending: list[PendingPrompt], first_key: int
 ) -> tuple[list[GenerationRequest], list[PromptOutcome]]:
-    """The requests of a shard's prompts, keyed by their index, and those that are refused."""
+    """The requests of a shard's prompts, and those that are refused.
+
+    A request's key is first_key and the prompt's index added.
+    """
+
+    @cache
+    def of_job() -> GenerationParameters:
+        return resolve_parameters(claim.job_parameters, {})
+
     requests, refused = [], []
     for prompt in pending:
+        own = prompt.parameters
         try:
-            requests.append(_request(claim, prompt))
+            given = resolve_parameters(claim.job_parameters, own) if own else of_job()
+            requests.append(_request(claim, prompt, given, first_key + prompt.index))
         except ParameterError as error:
             refused.append(
                 PromptOutcome.not_generated(
@@ -77,10 +88,11 @@ def storable(text: str) -> str:
     return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _request(claim: Claim, prompt: PendingPrompt) -> GenerationRequest:
-    given = resolve_parameters(claim.job_parameters, prompt.parameters or {})
+def _request(
+    claim: Claim, prompt: PendingPrompt, given: GenerationParameters, key: int
+) -> GenerationRequest:
     return GenerationRequest(
-        key=prompt.index,
+        key=key,
         prompt=_messages(prompt.messages) if prompt.messages else prompt.prompt or "",
         parameters=SamplingParameters(
             max_new_tokens=given.max_new_tokens,

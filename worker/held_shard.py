@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from jobs.database import Database
@@ -61,10 +60,9 @@ class HeldShard:
     def fill(self, database: Database) -> list[PromptOutcome]:
         """Read the prompts without a result; the outcomes of those that are refused."""
         pending = leases.pending_prompts(database, self.claim)
-        requests, refused = requests_of(self.claim, pending)
-        first_key = self.number * KEYS_PER_SHARD
-        self._waiting = deque(replace(each, key=first_key + each.key) for each in requests)
-        self.unanswered = {each.key for each in requests}
+        requests, refused = requests_of(self.claim, pending, self.number * KEYS_PER_SHARD)
+        self._waiting = deque(requests)
+        self.unanswered = {each.key % KEYS_PER_SHARD for each in requests}
         self.total = len(pending)
         return refused
 
