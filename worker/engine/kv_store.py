@@ -113,19 +113,21 @@ class StateStore:
             start: Where those begin afterwards.
         """
         target = slice(start, start + kept.stop - kept.start)
-        same_shape = (rows, columns) == (self.rows, self.columns)
+        in_place = (rows, columns) == (self.rows, self.columns)
         self.rows, self.columns = rows, columns
-        for index, layer in enumerate(self._layers):
-            moved = []
-            for part in layer:
+
+        def moved(part: torch.Tensor) -> torch.Tensor:
+            states = part[:kept_rows, :, kept]
+            if in_place:
                 # A copy, because the old place and the new one may overlap.
-                states = part[:kept_rows, :, kept].clone() if same_shape else part
-                if not same_shape:
-                    states = part[:kept_rows, :, kept]
-                    part = part.new_zeros(rows, part.shape[1], columns, part.shape[3])  # noqa: PLW2901
-                part[:kept_rows, :, target] = states
-                moved.append(part)
-            self._layers[index] = tuple(moved)
+                states = states.clone()
+            else:
+                part = part.new_zeros(rows, part.shape[1], columns, part.shape[3])
+            part[:kept_rows, :, target] = states
+            return part
+
+        for index, layer in enumerate(self._layers):
+            self._layers[index] = tuple(moved(part) for part in layer)
 
     def release(self) -> None:
         """Give all memory back."""
