@@ -99,6 +99,38 @@ def test_a_chat_line_goes_through_the_chat_template(box: Box) -> None:
     assert refused["error"]["code"] == "no_chat_template"
 
 
+def test_a_request_may_ask_for_logprobs_an_echo_and_no_end_but_its_length(box: Box) -> None:
+    line = {"prompt": "The worker", "max_new_tokens": 6}
+    body = {"prompt": "The worker", "max_tokens": 6, "logprobs": 2, "echo": True}
+    box.worker("--model", "tiny-bloom")
+
+    own = box.submit(
+        box.prompts([line]),
+        "tiny-bloom",
+        *("--logprobs", "2", "--echo", "--eos-token-ids", "[]", "--watch"),
+    )
+    openai = box.submit(
+        box.prompts([{"url": "/v1/completions", "body": body | {"eos_token_ids": []}}]),
+        *("tiny-bloom", "--watch"),
+    )
+    (result,) = box.results(own)
+    (answer,) = box.results(openai, "--format", "openai")
+
+    assert (result["finish_reason"], result["completion_tokens"]) == ("length", 6)
+    new_text = "".join(token["token"] for token in result["logprobs"])
+    assert result["completion"] == "The worker" + new_text
+    assert all(len(token["top"]) == 2 for token in result["logprobs"])
+    # greedy takes the likeliest
+    assert [token["token_id"] for token in result["logprobs"]] == [
+        token["top"][0]["token_id"] for token in result["logprobs"]
+    ]
+    choice = answer["response"]["body"]["choices"][0]
+    assert choice["text"] == result["completion"]
+    assert "".join(choice["logprobs"]["tokens"]) == new_text
+    assert result["timing"]["first_token_seconds"] > 0
+    assert box.status(own)["steps"]["count"] > 0
+
+
 def test_run_needs_neither_worker_nor_redis(box: Box, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
 

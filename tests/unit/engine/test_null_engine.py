@@ -59,6 +59,22 @@ def test_a_chat_is_echoed_too() -> None:
     assert batch.results[0].text == "hello there"
 
 
+def test_a_row_that_is_not_wanted_any_more_has_no_result() -> None:
+    class Feed(RequestList):
+        def is_wanted(self, key: int) -> bool:
+            return key in (1, 3)
+
+    engine = NullEngine("null", NullBehaviour(micro_batch_rows=2))
+    batches = list(engine.generate(Feed(requests(6)), should_stop=never))
+    assert [[result.key for result in batch.results] for batch in batches] == [[1], [3]]
+
+
+def test_a_window_tells_of_its_one_step() -> None:
+    engine = NullEngine("null", NullBehaviour(micro_batch_rows=4))
+    (window,) = engine.generate(RequestList(requests(3)), should_stop=never)
+    assert (window.steps, window.row_steps, window.row_capacity) == (1, 3, 4)
+
+
 def test_should_stop_leaves_the_rest_out() -> None:
     answers = iter([False, True])
     engine = NullEngine("null", NullBehaviour(micro_batch_rows=2))

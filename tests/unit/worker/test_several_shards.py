@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -132,6 +133,28 @@ def test_a_cancelled_job_loses_its_rows_and_the_other_keeps_its_own(bench: Bench
     assert bench.texts(first) == EIGHT[:4]
     assert (results_of(bench.database, second), statuses(bench, second)) == ([], ["cancelled"])
     assert len(bench.engine.seen) < 8
+
+
+def test_the_rows_of_a_lost_lease_are_not_wanted_any_more(bench: Bench) -> None:
+    # given a second job that is cancelled while its rows are in the engine
+    first, second = submit(bench.database, 4), submit(bench.database, 4)
+    generated: list[int] = []
+
+    def cancel_and_wait(row: int) -> None:
+        if row == 3:  # the last of the first job, with two of the second beside it
+            cancel_job(bench.database, second)
+            time.sleep(1.0)  # until its lease keeper has noticed
+
+    def answer(request: GenerationRequest) -> str:
+        generated.append(request.key)
+        return "here"
+
+    bench.engine.before_row, bench.engine.answer = cancel_and_wait, answer
+    runner = bench.runner(lease_seconds=0.6)
+    # then the engine drops those rows, and no others
+    assert runner.run(shard_ids(bench.database, first)[0]) == "lost"
+    assert generated == [0, 1, 2, 3]
+    assert statuses(bench, first) == ["completed"]
 
 
 def test_a_shard_that_another_took_over_is_dropped_alone(bench: Bench) -> None:
