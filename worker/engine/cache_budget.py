@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-# Columns are taken by the block, so that the cache is not moved at every step.
-COLUMN_BLOCK = 32
+# Columns beside those that rows need, so that the cache is not moved at every
+# step: as many as this where there is memory for them, and else this share.
+SPARE_COLUMNS = 32
+SPARE_SHARE = 32
+
+
+def spare_columns(tokens: int) -> int:
+    """The fewest spare columns for rows of this width."""
+    return max(1, min(SPARE_COLUMNS, tokens // SPARE_SHARE))
 
 
 @dataclass(frozen=True, order=True)
@@ -72,13 +79,15 @@ class CacheBudget:
         A row that fits nowhere gets just what it needs: it may still fit the
         memory, if not the budget.
         """
-        least = self._least(rows, widest)
-        roomy = CacheExtent(
-            rows=rows,
-            columns=_blocks(least.columns),
-            source_columns=_blocks(least.source_columns),
-        )
-        chosen = roomy if self._is_within(roomy, held_bytes) else least
+        chosen = self._least(rows, widest)
+        blocks = replace(chosen, source_columns=_blocks(widest.source_tokens))
+        if self._is_within(blocks, held_bytes):
+            chosen = blocks
+        for columns in range(_blocks(widest.tokens + SPARE_COLUMNS), chosen.columns, -1):
+            roomy = replace(chosen, columns=columns)
+            if self._is_within(roomy, held_bytes):
+                chosen = roomy
+                break
         per_row = self.cache_bytes(chosen) // rows
         if self.bytes is not None and per_row > 0:
             most_rows = min(most_rows, (self.bytes - held_bytes) // per_row)
@@ -89,9 +98,9 @@ class CacheBudget:
         )
 
     def _least(self, rows: int, widest: Extent) -> CacheExtent:
-        # With a spare block the edge can go on for that many steps before what
-        # stands behind it has to be moved back. One row alone never moves.
-        spare = COLUMN_BLOCK if rows > 1 else 0
+        # The edge goes on for so many steps before what stands behind it has to
+        # be moved back. One row alone never moves.
+        spare = spare_columns(widest.tokens) if rows > 1 else 0
         return CacheExtent(
             rows=rows, columns=widest.tokens + spare, source_columns=widest.source_tokens
         )
@@ -101,4 +110,4 @@ class CacheBudget:
 
 
 def _blocks(columns: int) -> int:
-    return -(-columns // COLUMN_BLOCK) * COLUMN_BLOCK
+    return -(-columns // SPARE_COLUMNS) * SPARE_COLUMNS

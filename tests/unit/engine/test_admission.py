@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engine.admission import Admission, Claim, InFlight
-from worker.engine.cache_budget import COLUMN_BLOCK, CacheBudget, CacheExtent, Extent
+from worker.engine.cache_budget import (
+    SPARE_COLUMNS,
+    CacheBudget,
+    CacheExtent,
+    Extent,
+    spare_columns,
+)
 
 EXTENTS = st.builds(
     Extent,
@@ -30,14 +36,14 @@ def test_the_longest_go_first() -> None:
 def test_a_short_prompt_takes_the_room_that_a_long_one_cannot() -> None:
     # given two rows of 100, and room for a third of that width
     in_flight = InFlight(rows=2, widest=Extent(100))
-    rules = admission(3 * (100 + COLUMN_BLOCK))
+    rules = admission(3 * (100 + spare_columns(100)))
     # then a wider one would make all three wider
     assert rules.choose(claims(150, 90), in_flight, most_rows=9) == [1]
 
 
 def test_whoever_was_passed_over_too_often_is_waited_for() -> None:
     in_flight = InFlight(rows=2, widest=Extent(100))
-    rules = admission(3 * (100 + COLUMN_BLOCK), patience=2)
+    rules = admission(3 * (100 + spare_columns(100)), patience=2)
     waiting = claims(150, 90, 90)
     waiting[0].passed_over = 2
     assert rules.choose(waiting, in_flight, most_rows=9) == []
@@ -110,6 +116,9 @@ def test_a_cache_that_fits_is_made_within_the_budget(
     assert extent.source_columns >= widest.source_tokens
     if budget is not None and cache.fits(rows, widest, held):
         assert cache.cache_bytes(extent) + held <= budget
+    if budget is None and rows > 1:
+        # then the cache is moved once in so many steps, and not in each
+        assert extent.columns >= widest.tokens + SPARE_COLUMNS
 
 
 def test_bytes_are_counted_for_both_caches() -> None:

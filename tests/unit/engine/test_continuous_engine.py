@@ -24,7 +24,7 @@ from tests.continuous_engines import (
 )
 from tests.tiny_checkpoints import ALIASES
 from worker.engine.batch_limits import BatchLimits
-from worker.engine.cache_budget import COLUMN_BLOCK
+from worker.engine.cache_budget import spare_columns
 from worker.engine.continuous_engine import ContinuousEngine
 from worker.engine.engine import (
     GenerationRequest,
@@ -122,8 +122,8 @@ def widest_row_bytes(alias: str) -> int:
 def test_the_bytes_of_the_cache_decide_how_many_rows_there_are(
     cache_dtype: CacheDtype, head_bytes: int
 ) -> None:
-    # given room for three rows of 20 tokens each, with the block that is spare
-    room = 3 * (20 + COLUMN_BLOCK) * 2 * 2 * 4 * head_bytes
+    # given room for three rows of 20 tokens each, with what is spare
+    room = 3 * (20 + spare_columns(20)) * 2 * 2 * 4 * head_bytes
     requests = [request(key, "a", max_new_tokens=19, eos_token_ids=()) for key in range(7)]
     for cache_bytes, rows in ((room, 3), (room - 1, 2)):
         engine = continuous(
