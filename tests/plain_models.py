@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.stores import engine_only_tensors
+from tests.stores import CPU, engine_only_tensors
 from worker.engine.int8_store import Int8Store
 from worker.engine.library_noise import quiet_libraries
 
 
-def plain_model(store: Int8Store, *, mode: str) -> Any:
-    """The store as transformers loads it, whole, in float32 on the CPU.
+def plain_model(
+    store: Int8Store,
+    *,
+    mode: str,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """The store as transformers loads it, whole, by default in float32 on the CPU.
 
     Its `wo` of a T5 are float copies that nothing rounded to int8; the store's
     int8 ones take their place, made float. For "w8a16" so does every linear.
@@ -23,15 +29,18 @@ def plain_model(store: Int8Store, *, mode: str) -> Any:
         kind = AutoModelForCausalLM
         if (store.folder / "encoder-000.safetensors").exists():
             kind = AutoModelForSeq2SeqLM
-        model = kind.from_pretrained(store.folder, device_map={"": "cpu"}, dtype=torch.float32)
+        model = kind.from_pretrained(store.folder, device_map={"": device}, dtype=dtype)
         from bitsandbytes.nn import Linear8bitLt
     rounded = engine_only_tensors(store.folder)
     for name, module in list(model.named_modules()):
         if f"{name}.SCB" in rounded:
-            module.weight.data = _floats(rounded[f"{name}.weight"], rounded[f"{name}.SCB"])
+            floats = _floats(rounded[f"{name}.weight"], rounded[f"{name}.SCB"])
+            module.weight.data = floats.to(device)
         elif mode == "w8a16" and isinstance(module, Linear8bitLt):
             scales: Any = module.weight.SCB
-            model.set_submodule(name, _linear(_floats(module.weight.data, scales), module.bias))
+            model.set_submodule(
+                name, _linear(_floats(module.weight.data, scales).to(dtype), module.bias)
+            )
     return model.eval()
 
 
@@ -58,8 +67,8 @@ def greedy(model: Any, store: Int8Store, prompts: Sequence[str], *, new_tokens: 
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
     with quiet_libraries(), torch.inference_mode():
         rows = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,
             do_sample=False,

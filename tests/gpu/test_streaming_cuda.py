@@ -1,0 +1,198 @@
+"""On a CUDA device too, the greedy tokens do not depend on where the blocks are."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from tests.integration.test_streaming import NEW_TOKENS, PROMPTS, placement_of
+from tests.placements import PLACEMENTS, bytes_by_home
+from tests.plain_models import greedy, plain_model
+from tests.stores import ignore, never, prepare
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from worker.engine import host_buffer
+from worker.engine.int8_linear import ComputeMode
+from worker.engine.int8_store import Int8Store
+from worker.engine.layout_demands import demands_of_layout
+from worker.engine.model_demands import Workload
+from worker.engine.placed_model import PlacedModel, place_model
+from worker.engine.placement import make_plan
+from worker.engine.plan import Budgets, CannotRunError, Home, Plan
+from worker.engine.stored_model import OpenedStore, open_store
+from worker.engine.throughputs import T4
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+CUDA = torch.device("cuda", 0)
+MODES: tuple[ComputeMode, ...] = ("llm_int8", "w8a16")
+BATCHES = {"one prompt": PROMPTS[:1], "five of other lengths": PROMPTS}
+SHORT_ROWS = Workload(prompt_tokens=24, new_tokens=8, shard_rows=6)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Int8Store]:
+    scratch = tmp_path_factory.mktemp("stores")
+    return {
+        alias: prepare(
+            checkpoint_folder(alias, scratch), scratch / alias, device=CUDA, dtype=torch.float16
+        )
+        for alias in ALIASES
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(stores: dict[str, Int8Store]) -> Any:
+    """The tokens of plain transformers, for an alias, a mode and some prompts in one batch."""
+    known: dict[tuple[str, str, tuple[str, ...]], list[Any]] = {}
+
+    def tokens(alias: str, mode: str, prompts: tuple[str, ...]) -> list[Any]:
+        key = (alias, mode, prompts)
+        if key not in known:
+            model = plain_model(stores[alias], mode=mode, device=CUDA, dtype=torch.float16)
+            known[key] = greedy(model, stores[alias], prompts, new_tokens=NEW_TOKENS)
+        return known[key]
+
+    return tokens
+
+
+def opened(store: Int8Store) -> OpenedStore:
+    config = AutoConfig.from_pretrained(store.folder)
+    return open_store(store, "tiny", config, device=CUDA, dtype=torch.float16)
+
+
+@contextmanager
+def at_homes(source: OpenedStore, homes: dict[str, Home], **options: Any) -> Iterator[PlacedModel]:
+    options = {"mode": "llm_int8", **options}
+    model = place_model(source, homes, on_progress=ignore, should_stop=never, **options)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def tokens_at(
+    store: Int8Store, placement: str, prompts: tuple[str, ...], **options: Any
+) -> list[Any]:
+    source = opened(store)
+    with at_homes(source, placement_of(source, placement), **options) as model:
+        return greedy(model.model, store, prompts, new_tokens=NEW_TOKENS)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("alias", ALIASES)
+def test_the_tokens_are_those_of_plain_transformers(
+    alias: str,
+    placement: str,
+    mode: ComputeMode,
+    batch: str,
+    stores: dict[str, Int8Store],
+    plain: Any,
+) -> None:
+    tokens = tokens_at(stores[alias], placement, BATCHES[batch], mode=mode)
+    assert tokens == plain(alias, mode, BATCHES[batch])
+
+
+@pytest.mark.parametrize("slot_count", [1, 2, 3, 99])
+@pytest.mark.parametrize("placement", ["all-in-ram", "all-on-disk", "mixed"])
+@pytest.mark.parametrize("alias", ALIASES)
+def test_the_tokens_are_those_of_everything_resident_with_any_number_of_slots(
+    alias: str, placement: str, slot_count: int, stores: dict[str, Int8Store]
+) -> None:
+    expected = tokens_at(stores[alias], "all-resident", PROMPTS)
+    assert tokens_at(stores[alias], placement, PROMPTS, slot_count=slot_count) == expected
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("alias", ALIASES)
+def test_each_tier_holds_the_bytes_of_its_blocks(
+    alias: str, placement: str, stores: dict[str, Int8Store]
+) -> None:
+    source = opened(stores[alias])
+    homes = placement_of(source, placement)
+    with at_homes(source, homes) as model:
+        for home, expected in bytes_by_home(source.stored.layout, homes).items():
+            assert model.loaded.bytes_at(home) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("has_ram", [True, False])
+@pytest.mark.parametrize("alias", ALIASES)
+def test_memory_is_what_the_plan_says(
+    alias: str, has_ram: bool, stores: dict[str, Int8Store]
+) -> None:
+    source = opened(stores[alias])
+    plan = tightest_plan(source, has_ram=has_ram)
+    assert len(plan.blocks_at("resident")) < len(plan.blocks)
+    with at_homes(source, plan.homes) as model:
+        slot_bytes = sum(slot.flat.numel() for slot in model.slots)
+        staging_bytes = sum(buffer.numel() for buffer in model.staging)
+        planned = plan.memory
+        assert model.loaded.bytes_at("resident") == pytest.approx(planned.resident_bytes, rel=0.02)
+        assert model.loaded.bytes_at("ram") == pytest.approx(planned.ram_bytes, rel=0.02)
+        assert slot_bytes <= 1.02 * planned.slot_bytes
+        assert staging_bytes <= 1.02 * planned.staging_bytes
+
+
+def tightest_plan(source: OpenedStore, *, has_ram: bool) -> Plan:
+    """For the least GPU memory that does, and RAM for all weights or the least that does."""
+    layout = source.stored.layout
+    model = demands_of_layout(source.config, "tiny", layout, on_gpu=True)
+    disk_bytes = 10**12
+    nothing = Budgets(gpu_bytes=0, cpu_bytes=0, disk_bytes=disk_bytes)
+    with pytest.raises(CannotRunError) as refused:
+        make_plan(model, SHORT_ROWS, nothing, T4)
+    least = refused.value.short
+    ram_bytes = layout.int8_bytes if has_ram else least["CPU memory"]
+    budgets = Budgets(gpu_bytes=least["GPU memory"], cpu_bytes=ram_bytes, disk_bytes=disk_bytes)
+    return make_plan(model, SHORT_ROWS, budgets, T4)
+
+
+def test_one_model_after_another_leaves_no_memory_taken(
+    stores: dict[str, Int8Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a count of what is pinned, and what libraries keep from their first use
+    pinned: dict[int, int] = {}
+    register, unregister = host_buffer._register, host_buffer._unregister
+
+    def count(buffer: torch.Tensor) -> None:
+        register(buffer)
+        pinned[buffer.data_ptr()] = buffer.numel()
+
+    def uncount(buffer: torch.Tensor) -> None:
+        unregister(buffer)
+        del pinned[buffer.data_ptr()]
+
+    monkeypatch.setattr(host_buffer, "_register", count)
+    monkeypatch.setattr(host_buffer, "_unregister", uncount)
+    use(stores["tiny-bloom"], pinned)
+    use(stores["tiny-cerebras"], pinned)
+    baseline_bytes = settled_bytes()
+    # when A, B and A are loaded and used
+    for alias in ("tiny-bloom", "tiny-cerebras", "tiny-bloom"):
+        use(stores[alias], pinned)
+        # then nothing of the last one is left
+        assert settled_bytes() == baseline_bytes
+        assert pinned == {}
+
+
+def use(store: Int8Store, pinned: dict[int, int]) -> None:
+    source = opened(store)
+    with at_homes(source, placement_of(source, "mixed")) as model:
+        greedy(model.model, store, PROMPTS, new_tokens=NEW_TOKENS)
+        assert sum(pinned.values()) >= model.loaded.bytes_at("ram") > 0
+
+
+def settled_bytes() -> int:
+    gc.collect()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
