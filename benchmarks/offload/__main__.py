@@ -62,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     on_cpu = parser.add_argument_group("on a CPU")
     on_cpu.add_argument("--family", choices=FAMILIES, help="all three, if left out")
     on_cpu.add_argument("--gigabytes", type=float, default=1.5, help="of int8 weights")
+    on_cpu.add_argument("--modes", nargs="+", choices=OURS, default=list(OURS))
     on_cpu.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     on_cpu.add_argument("--page-cache", nargs="+", default=["cold", "warm"])
     on_gpu = parser.add_argument_group("on a GPU")
@@ -106,13 +107,13 @@ def compare_on_cpu(folder: Path, family: str, arguments: argparse.Namespace) -> 
     runs = {
         f"{way}, {state}": run(way, state)
         for state in arguments.page_cache
-        for way in (*OURS, *arguments.dtypes)
+        for way in (*arguments.modes, *arguments.dtypes)
     }
     whole = "llm_int8, all resident"
     runs[whole] = run("llm_int8", "warm", homes="resident", cpu_bytes=None)
     speeds = contest(runs)
     for state in arguments.page_cache:
-        for way in OURS:
+        for way in arguments.modes:
             theirs = {f"{dtype}, {state}": WANTED for dtype in arguments.dtypes}
             show_ratios(speeds, f"{way}, {state}", theirs)
     if whole in speeds:

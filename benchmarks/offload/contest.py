@@ -29,6 +29,8 @@ class Speed:
         overall_tokens_per_second: With the prompts.
         streamed_bytes_per_second: In the later steps.
         wait_share: Of their time, spent waiting for weights.
+        processor_seconds: Of each later step; less than its time on a box that
+            is shared or waits, more where several threads work.
     """
 
     prompt_seconds: float
@@ -37,6 +39,7 @@ class Speed:
     overall_tokens_per_second: float
     streamed_bytes_per_second: float
     wait_share: float
+    processor_seconds: float
 
 
 def speed_of(run: Run, outcome: Outcome) -> Speed:
@@ -52,6 +55,7 @@ def speed_of(run: Run, outcome: Outcome) -> Speed:
         overall_tokens_per_second=run.rows * run.new_tokens / (prompt_seconds + seconds),
         streamed_bytes_per_second=steps.streamed_bytes / seconds,
         wait_share=steps.wait_seconds / seconds,
+        processor_seconds=steps.processor_seconds / len(steps.step_seconds),
     )
 
 
@@ -70,7 +74,10 @@ def in_own_process(run: Run) -> Outcome | str:
 def contest(runs: Mapping[str, Run]) -> dict[str, Speed]:
     """Run each, and show it; the speeds of those that came to their end, by title."""
     speeds = {}
-    columns = ("tok/s", "s/step", "prompts s", "all tok/s", "GB/s", "waits", "RAM MiB", "GPU MiB")
+    columns = (
+        *("tok/s", "s/step", "CPU s", "prompts s", "all tok/s"),
+        *("GB/s", "waits", "RAM MiB", "GPU MiB"),
+    )
     print(f"{'':34}" + "".join(f"{column:>10}" for column in columns), flush=True)
     for title, run in runs.items():
         outcome = in_own_process(run)
@@ -103,8 +110,9 @@ def show_ratios(speeds: Mapping[str, Speed], ours: str, theirs: Mapping[str, flo
 
 def _figures(speed: Speed, outcome: Outcome) -> str:
     return (
-        f"{speed.tokens_per_second:10.2f}{speed.step_seconds:10.3f}{speed.prompt_seconds:10.2f}"
-        f"{speed.overall_tokens_per_second:10.2f}{speed.streamed_bytes_per_second / GB:10.2f}"
+        f"{speed.tokens_per_second:10.2f}{speed.step_seconds:10.3f}{speed.processor_seconds:10.3f}"
+        f"{speed.prompt_seconds:10.2f}{speed.overall_tokens_per_second:10.2f}"
+        f"{speed.streamed_bytes_per_second / GB:10.2f}"
         f"{speed.wait_share:10.0%}{outcome.peak_bytes / MIB:10.0f}"
         f"{outcome.gpu_peak_bytes / MIB:10.0f}"
     )

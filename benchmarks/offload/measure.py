@@ -28,12 +28,14 @@ class Steps:
         step_seconds: Of each later one.
         streamed_bytes: In all the later steps together.
         wait_seconds: Of them, spent waiting for weights.
+        processor_seconds: Of this process's threads, in all the later steps together.
     """
 
     prompt_seconds: float
     step_seconds: tuple[float, ...]
     streamed_bytes: int
     wait_seconds: float
+    processor_seconds: float
 
 
 class _Clock(StoppingCriteria):  # type: ignore[misc]
@@ -42,6 +44,7 @@ class _Clock(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, totals: Callable[[], StreamTotals]) -> None:
         self.times = [time.perf_counter()]
         self.streamed: list[StreamTotals] = []
+        self.processor: list[float] = []
         self._totals = totals
 
     def __call__(self, input_ids: Any, scores: Any, **_rest: Any) -> Any:
@@ -49,6 +52,7 @@ class _Clock(StoppingCriteria):  # type: ignore[misc]
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         self.streamed.append(self._totals())
+        self.processor.append(time.process_time())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -90,6 +94,7 @@ def generate(model: Any, passes: WeightPasses, input_ids: torch.Tensor, new_toke
         step_seconds=tuple(seconds[1:]),
         streamed_bytes=streamed.streamed_bytes,
         wait_seconds=streamed.link_wait_seconds,
+        processor_seconds=clock.processor[-1] - clock.processor[0],
     )
 
 
