@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Column, Connection, insert, literal, select, update
 
 from jobs.database import Database
+from jobs.errors import LeaseLostError
 from jobs.models import database_now, micro_batches, shards
 from jobs.store.completion_rows import insert_outcomes
-from jobs.store.leases import lock_held_shard
+from jobs.store.leases import held_by, lock_held_shard
 from jobs.store.records import Claim, MicroBatchRecord, PromptOutcome
 
 
@@ -38,8 +39,11 @@ class _AlreadyWrittenError(Exception):
 def _record(
     connection: Connection, claim: Claim, batch: MicroBatchRecord, lease_seconds: float
 ) -> int:
-    lock_held_shard(connection, claim)
-    micro_batch_id = _insert_micro_batch(connection, claim, batch) if batch.rows else None
+    micro_batch_id = None
+    if batch.rows:
+        micro_batch_id = _insert_micro_batch(connection, claim, batch)
+    else:
+        lock_held_shard(connection, claim)
     new = insert_outcomes(connection, claim, batch.outcomes, micro_batch_id)
     if batch.outcomes and not new:
         # Undone by the rollback: a DELETE would look for completions of that
@@ -74,29 +78,42 @@ def counter_increments(new: list[PromptOutcome]) -> dict[str, Any]:
 
 
 def _insert_micro_batch(connection: Connection, claim: Claim, batch: MicroBatchRecord) -> int:
-    micro_batch_id: int = connection.execute(
-        insert(micro_batches)
-        .values(
-            job_id=claim.job_id,
-            shard_id=claim.shard_id,
-            worker_id=claim.worker_id,
-            attempt=claim.attempt,
-            device=batch.device,
-            compute_mode=batch.compute_mode,
-            rows=batch.rows,
-            prompt_tokens=batch.prompt_tokens,
-            completion_tokens=batch.completion_tokens,
-            prefill_seconds=batch.prefill_seconds,
-            decode_seconds=batch.decode_seconds,
-            out_of_memory_retries=batch.out_of_memory_retries,
-            steps=batch.steps,
-            row_steps=batch.row_steps,
-            row_capacity=batch.row_capacity,
-            streamed_bytes=batch.streamed_bytes,
-            link_wait_seconds=batch.link_wait_seconds,
-            compute_seconds=batch.compute_seconds,
-            created_at=database_now(),
-        )
-        .returning(micro_batches.c.id)
-    ).scalar_one()
+    """Insert the row of a window, and keep the shard ours until the transaction ends.
+
+    In one statement, since each is a journey to the server and back.
+
+    Raises:
+        LeaseLostError: It is not ours any more.
+    """
+    columns = micro_batches.c
+    values: dict[Column[Any], Any] = {
+        columns.job_id: claim.job_id,
+        columns.shard_id: claim.shard_id,
+        columns.worker_id: claim.worker_id,
+        columns.attempt: claim.attempt,
+        columns.device: batch.device,
+        columns.compute_mode: batch.compute_mode,
+        columns.rows: batch.rows,
+        columns.prompt_tokens: batch.prompt_tokens,
+        columns.completion_tokens: batch.completion_tokens,
+        columns.prefill_seconds: batch.prefill_seconds,
+        columns.decode_seconds: batch.decode_seconds,
+        columns.out_of_memory_retries: batch.out_of_memory_retries,
+        columns.steps: batch.steps,
+        columns.row_steps: batch.row_steps,
+        columns.row_capacity: batch.row_capacity,
+        columns.streamed_bytes: batch.streamed_bytes,
+        columns.link_wait_seconds: batch.link_wait_seconds,
+        columns.compute_seconds: batch.compute_seconds,
+    }
+    held = select(
+        *[literal(value, column.type) for column, value in values.items()], database_now()
+    )
+    held = held.where(held_by(claim)).with_for_update(of=shards, key_share=True)
+    names = [*(column.name for column in values), columns.created_at.name]
+    micro_batch_id: int | None = connection.execute(
+        insert(micro_batches).from_select(names, held, include_defaults=False).returning(columns.id)
+    ).scalar_one_or_none()
+    if micro_batch_id is None:
+        raise LeaseLostError()
     return micro_batch_id
