@@ -181,9 +181,10 @@ def connect(settings: Settings, *, pooled: bool = True) -> Database:
         if not path.parent.is_dir():
             raise SettingsError(f"database_url: there is no folder {path.parent}")
         # Prompts are nobody else's business, wherever the file is; what SQLite
-        # puts beside it gets the same mode.
+        # puts beside it gets the same mode. Never a file that is there: closing
+        # it would drop the locks of every connection that this process has to it.
         with suppress(OSError):  # SQLite says it better
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return database
 
 
