@@ -16,7 +16,7 @@ from tests.chaos.trace import Trace
 
 PROMPTS = tuple(f"what is to be said of number {number}" for number in range(48))
 SHARD_SIZE = 8
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 POLL_SECONDS = 0.002
 LOADED = re.compile(r" model_loaded .*? seconds=([\d.]+)")
 ENDED = ("completed", "failed", "cancelled")
@@ -208,7 +208,7 @@ class Run:
     def last_load_seconds(self) -> float:
         """How long a worker took for the last model that was loaded."""
         logs = "".join(worker.log for worker in self.stage.workers)
-        return float(LOADED.findall(logs)[-1])
+        return float(LOADED.findall(logs)[-1]) if LOADED.search(logs) else 0.0
 
     def logged(self, event: str) -> int:
         """How often the workers have said so, the dead ones too."""

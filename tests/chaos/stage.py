@@ -69,7 +69,7 @@ class Needs:
             one behind a proxy, or the one that a worker starts by itself.
         clock_shifts: Seconds that each worker's clock is off.
         busy_seconds: How long a worker waits for a locked SQLite.
-        max_crashes: The setting of that name.
+        lease_seconds, max_crashes: The settings of those names.
         small_disk: Whether the database is on a disk of a few megabytes.
     """
 
@@ -77,6 +77,7 @@ class Needs:
     redis: Literal["kept", "forgetful", "proxied", "embedded"] = "kept"
     clock_shifts: tuple[float, ...] = ()
     busy_seconds: float | None = None
+    lease_seconds: float = LEASE_SECONDS
     max_crashes: int = 3
     small_disk: bool = False
 
@@ -197,7 +198,7 @@ class Stage:
 
     def _settings(self) -> dict[str, str]:
         settings = {
-            "TGP_LEASE_SECONDS": str(LEASE_SECONDS),
+            "TGP_LEASE_SECONDS": str(self.needs.lease_seconds),
             "TGP_SWEEP_SECONDS": str(SWEEP_SECONDS),
             "TGP_MICRO_BATCH_ROWS": str(MICRO_BATCH_ROWS),
             "TGP_MAX_CRASHES": str(self.needs.max_crashes),

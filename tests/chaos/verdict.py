@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.run import Job, Run
-from tests.chaos.stage import LEASE_SECONDS, MICRO_BATCH_ROWS, SWEEP_SECONDS
+from tests.chaos.stage import MICRO_BATCH_ROWS, SWEEP_SECONDS
 
 # What a busy machine takes to schedule, fork and answer, on top of what is promised.
 MACHINE_SECONDS = 1.0
@@ -81,7 +81,8 @@ def judge(run: Run, fault_free: Callable[[Job], dict[str, object]]) -> Verdict:
         duplicated += excess
     if repeated > (most := run.strikes * MOST_REPEATED_PER_STRIKE):
         problems.append(f"{repeated} prompts were begun again, more than {most}")
-    most_seconds = LEASE_SECONDS + SWEEP_SECONDS + MACHINE_SECONDS + run.allowance_seconds
+    promised = run.stage.needs.lease_seconds + SWEEP_SECONDS
+    most_seconds = promised + MACHINE_SECONDS + run.allowance_seconds
     if recovery is not None and recovery > most_seconds:
         problems.append(f"work went on after {recovery:.1f} s, later than {most_seconds:.1f}")
     return Verdict(
