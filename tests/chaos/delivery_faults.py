@@ -9,7 +9,7 @@ from celery import Celery
 
 from jobs.dispatch import TASK_NAME, queue_name
 from tests.chaos.fault import fault
-from tests.chaos.process_faults import while_two_generate
+from tests.chaos.process_faults import while_much_is_generated
 from tests.chaos.run import PROMPTS, Job, Run
 from tests.chaos.stage import Needs
 
@@ -59,7 +59,7 @@ def four_on_one_job(run: Run) -> None:
     Needs(workers=2, clock_shifts=(HOUR_SECONDS, -HOUR_SECONDS)),
 )
 def wrong_clocks(run: Run) -> None:
-    job = while_two_generate(run)
+    job = while_much_is_generated(run)
     worker = run.holder(job)
     child = run.stage.child_of(worker)
     run.strike(job, child=child)

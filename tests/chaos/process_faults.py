@@ -29,8 +29,8 @@ def while_generating(run: Run) -> Job:
     return job
 
 
-def while_two_generate(run: Run) -> Job:
-    """More of it, since two workers are quick."""
+def while_much_is_generated(run: Run) -> Job:
+    """More of it: two workers are quick, and one that is told to stop takes a moment."""
     job = run.submit("steady", MANY_PROMPTS)
     run.wait_until_some_are_begun(job, most_share=0.6)
     return job
@@ -112,7 +112,7 @@ def kill_real(run: Run) -> None:
 
 @fault("SIGTERM, and a new worker")
 def sigterm(run: Run) -> None:
-    job = while_generating(run)
+    job = while_much_is_generated(run)
     worker = run.holder(job)
     began = time.monotonic()
     run.strike(job, child=run.stage.child_of(worker))
@@ -124,7 +124,7 @@ def sigterm(run: Run) -> None:
 
 @fault("two Ctrl-C, and a new worker")
 def two_interrupts(run: Run) -> None:
-    job = while_generating(run)
+    job = while_much_is_generated(run)
     worker = run.holder(job)
     began = time.monotonic()
     run.strike(job, child=run.stage.child_of(worker))
@@ -145,7 +145,7 @@ def send_to_both(run: Run, worker: Worker, number: int) -> None:
 
 @fault("SIGSTOP for longer than the lease, then SIGCONT, beside another worker", Needs(workers=2))
 def sleep_through_the_lease(run: Run) -> None:
-    job = while_two_generate(run)
+    job = while_much_is_generated(run)
     worker = run.holder(job)
     run.strike(job, child=run.stage.child_of(worker))
     send_to_both(run, worker, signal.SIGSTOP)
@@ -156,7 +156,7 @@ def sleep_through_the_lease(run: Run) -> None:
 
 @fault("`kill -9` of one of two workers", Needs(workers=2))
 def kill_one_of_two(run: Run) -> None:
-    job = while_two_generate(run)
+    job = while_much_is_generated(run)
     worker = run.holder(job)
     child = run.stage.child_of(worker)
     run.strike(job, child=child)
