@@ -1,8 +1,8 @@
 """The GPU half of benchmarks.offload: full-size random models under a small card's memory.
 
-torch may allocate no more than the GPU budget. Host memory is held by
-RLIMIT_DATA, which does not count the page cache; for a limit that does, start
-the benchmark in a control group of its own:
+torch may allocate no more than the GPU budget. Host memory of ours is held by
+RLIMIT_DATA, which does not count the page cache; for a limit that does, and
+that holds for all, start the benchmark in a control group of its own:
 
     systemd-run --user --scope -p MemoryMax=13G python -m benchmarks.offload --device cuda ...
 
