@@ -227,8 +227,9 @@ def test_plain_celery_starts_the_same_worker(box: Box) -> None:
 
 
 def test_an_interrupted_run_can_be_resumed(box: Box) -> None:
-    box.catalogue(SLOW)
-    running = box.start("run", box.prompts(PROMPTS), "--model", "slow", "--shard-size", "32")
+    # given batches that take longer than it takes to ask and to interrupt
+    box.catalogue(SLOW.replace("0.3", "4"))
+    running = box.start("run", box.prompts(PROMPTS), "--model", "slow", "--micro-batch-rows", "16")
     try:
         listing = wait_until(lambda: box.run("list", "--json").stdout.strip("[]\n "), "the job")
         job_id = listing.split('"id": "')[1].split('"')[0]
@@ -240,6 +241,7 @@ def test_an_interrupted_run_can_be_resumed(box: Box) -> None:
             running.kill()
             running.wait()
     before = box.status(job_id)["counts"]["completed"]
+    box.catalogue(SLOW)
 
     resumed = box.run("run", "--resume", job_id)
 
