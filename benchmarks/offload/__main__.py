@@ -11,7 +11,7 @@ each in a process of its own, one after another. "cold" drops a block's file
 from the page cache after each use, as memory no larger than the budget would;
 "warm" has every file in it, which takes more memory than the budget says. The
 budget is enforced on ours with RLIMIT_DATA (private memory that may be written,
-mapped files included) and 128 MiB more, for address space that libraries never
+mapped files included) and 256 MiB more, for address space that libraries never
 touch. accelerate is told the budget as max_memory; under that limit it fails,
 because safetensors maps its files as memory of that kind. "RAM MiB" is the
 peak of RssAnon above what was held before the load. "CPU s" is the processor
