@@ -181,16 +181,22 @@ def slope_mib_per_hour(samples: Sequence[Sample]) -> float:
     return 3600 * together / spread if spread else 0.0
 
 
+def most_descriptors(samples: Sequence[Sample]) -> int:
+    return max(each.descriptors for each in samples)
+
+
 def show(samples: dict[str, list[Sample]], started: Sequence[RunShard], submitted: int) -> None:
     print(f"{submitted} jobs, {len(started)} shards")
     for name, taken in samples.items():
-        half = taken[len(taken) // 2 :]
+        middle = len(taken) // 2
+        first, half = taken[:middle], taken[middle:]
         print(
             f"{name:7} memory {taken[0].memory_mib:.1f} MiB at the start, "
             f"{taken[-1].memory_mib:.1f} at the end, at most "
             f"{max(each.memory_mib for each in taken):.1f}; over the second half "
             f"{slope_mib_per_hour(half):+.1f} MiB an hour; file descriptors "
-            f"{taken[0].descriptors} at the start, {taken[-1].descriptors} at the end"
+            f"{taken[0].descriptors} at the start, {taken[-1].descriptors} at the end, at most "
+            f"{most_descriptors(first)} in the first half and {most_descriptors(half)} in the second"
         )
     swaps, avoidable = avoidable_swaps(started)
     print(f"{swaps} swaps of the model, {swaps - avoidable} of which could not be avoided")
