@@ -195,8 +195,8 @@ def show(samples: dict[str, list[Sample]], started: Sequence[RunShard], submitte
             f"{taken[-1].memory_mib:.1f} at the end, at most "
             f"{max(each.memory_mib for each in taken):.1f}; over the second half "
             f"{slope_mib_per_hour(half):+.1f} MiB an hour; file descriptors "
-            f"{taken[0].descriptors} at the start, {taken[-1].descriptors} at the end, at most "
-            f"{most_descriptors(first)} in the first half and {most_descriptors(half)} in the second"
+            f"{taken[0].descriptors} at the start, {taken[-1].descriptors} at the end, "
+            f"at most {most_descriptors(first)} and {most_descriptors(half)} in the two halves"
         )
     swaps, avoidable = avoidable_swaps(started)
     print(f"{swaps} swaps of the model, {swaps - avoidable} of which could not be avoided")

@@ -18,6 +18,7 @@ class CuttingProxy:
         self._target = target
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: asyncio.Task[None] | None = None
         self.delay_seconds = 0.0
         self.port = 0
 
@@ -58,16 +59,22 @@ class CuttingProxy:
         writer.transport.abort()
 
     def run(self, ready: threading.Event) -> None:
+        self._serving = self._loop.create_task(self._serve(ready))
         with suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._serve(ready))
+            self._loop.run_until_complete(self._serving)
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._cut()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def stop(self) -> None:
-        def cancel_all() -> None:
-            self._cut()
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-
-        self._loop.call_soon_threadsafe(cancel_all)
+        assert self._serving is not None
+        self._loop.call_soon_threadsafe(self._serving.cancel)
 
 
 @contextmanager
