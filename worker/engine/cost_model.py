@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from worker.engine.cache_budget import spare_columns
 from worker.engine.model_demands import BlockDemand, ModelDemands, Phase, Workload
 from worker.engine.throughputs import Throughputs
 
@@ -57,12 +58,15 @@ def batch_memory(
 
 
 def kv_bytes(model: ModelDemands, workload: Workload, rows: int) -> int:
-    """The cache at its fullest: ``rows * (self tokens * self KV + prompt * cross KV)``."""
-    self_tokens = workload.new_tokens
-    if not model.is_encoder_decoder:
-        self_tokens += workload.prompt_tokens
+    """The cache at its fullest: ``rows * (self columns * self KV + prompt * cross KV)``.
+
+    Columns are what the rows' shared edge needs, as in CacheBudget: their
+    tokens, an encoder-decoder's start token, and a few to spare.
+    """
+    columns = workload.new_tokens + (1 if model.is_encoder_decoder else workload.prompt_tokens)
+    columns += spare_columns(columns)
     return rows * (
-        self_tokens * model.self_kv_bytes_per_token
+        columns * model.self_kv_bytes_per_token
         + workload.prompt_tokens * model.cross_kv_bytes_per_token
     )
 

@@ -100,7 +100,8 @@ def test_more_memory_of_any_kind_never_makes_it_slower(
     case: Case, more: tuple[int, int, int]
 ) -> None:
     before = case.plan().prediction.tokens_per_second
-    assert case.with_more(*more).plan().prediction.tokens_per_second >= before
+    # but for what a float's last digit may do
+    assert case.with_more(*more).plan().prediction.tokens_per_second >= before * (1 - 1e-12)
 
 
 @planner
