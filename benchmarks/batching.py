@@ -2,11 +2,11 @@
 
     python -m benchmarks.batching [--prompts 512] [--rows 16] [--hidden 1024] [--layers 8]
                                   [--family gpt-neox|bloom|cerebras|flan]
-                                  [--device cpu|cuda] [--threads 1]
+                                  [--device cpu|cuda] [--threads 1] [--streamed]
 
-Side by side, on one random model that is wholly resident: our decode loop,
-and static micro-batches through transformers' generate(), longest prompts
-first. Prompts and completions have log-normal lengths (see PROMPT and
+Side by side, on one random model that is wholly resident, or whose int8 layers
+are streamed in every step (--streamed): our decode loop, and static
+micro-batches through transformers' generate(), longest prompts first. Prompts and completions have log-normal lengths (see PROMPT and
 COMPLETION), and each completion's length is forced. Both have the same rows;
 ours has for its cache the bytes that the largest static micro-batch takes.
 
@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ from transformers import (
     T5Config,
 )
 
+from benchmarks.streamed_maker import streamed_maker
 from tests.tiny_checkpoints import END, PAD, tiny_tokenizer
 from worker.engine.batch_limits import BatchLimits
 from worker.engine.continuous_engine import ContinuousEngine
@@ -94,7 +97,11 @@ class Run:
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    maker = maker_of(arguments)
+    with tempfile.TemporaryDirectory(prefix="tgp-bench-") as folder:
+        compare(maker_of(arguments, Path(folder)), arguments)
+
+
+def compare(maker: Maker, arguments: argparse.Namespace) -> None:
     requests = log_normal_requests(arguments.prompts, arguments.seed)
     show_load(requests, arguments)
     static = run_static(maker(), requests, arguments.rows)
@@ -105,7 +112,8 @@ def main() -> None:
     faster = continuous.tokens_per_second / static.tokens_per_second
     cheaper = static.cpu_seconds / continuous.cpu_seconds
     print(f"continuous / static: {faster:.2f} x as fast, {cheaper:.2f} x by CPU seconds")
-    compare_uniform(maker, arguments)
+    if not arguments.streamed:
+        compare_uniform(maker, arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -120,22 +128,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--uniform-tokens", type=int, default=64, help="new ones, of each row")
     parser.add_argument("--runs", type=int, default=5, help="of the uniform batch; medians count")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--streamed", action="store_true", help="int8 layers from disk (GPU: RAM)")
     return parser.parse_args()
 
 
-def maker_of(arguments: argparse.Namespace) -> Maker:
-    """Makes the same random model again and again, wholly resident, not quantised."""
+def maker_of(arguments: argparse.Namespace, folder: Path) -> Maker:
+    """Makes the same random model again and again, resident in float or streamed as int8."""
+    device = torch.device(arguments.device)
 
     def make() -> Int8Model:
         torch.manual_seed(0)
         config = config_of(arguments.family, arguments.hidden, arguments.layers)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        device = torch.device(arguments.device)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         model = kind.from_config(config, dtype=dtype).to(device).eval()
         return Int8Model(model=model, tokenizer=tiny_tokenizer(), device=device)
 
-    return make
+    return streamed_maker(make().model, folder, device) if arguments.streamed else make
 
 
 def config_of(family: str, hidden: int, layers: int) -> Any:
@@ -201,6 +210,7 @@ def timed(
     started, cpu_started = time.perf_counter(), time.process_time()
     batches = list(engine.generate(RequestList(requests), should_stop=never))
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    engine.close()
     tokens = sum(batch.completion_tokens for batch in batches)
     steps = sum(steps_of(batch) for batch in batches)
     return Run(

@@ -1,0 +1,63 @@
+"""A random model made int8, whose layers are streamed: from disk, or on a GPU box from RAM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from tests.stores import ignore, never, prepare
+from tests.tiny_checkpoints import tiny_tokenizer
+from worker.engine.int8_model import Int8Model, plain_dtype
+from worker.engine.placed_model import place_model
+from worker.engine.plan import Home
+from worker.engine.stored_model import open_store
+
+
+def streamed_maker(model: Any, folder: Path, device: torch.device) -> Callable[[], Int8Model]:
+    """Makes the same model again and again; all but its layers are resident.
+
+    Args:
+        model: A random transformers model; its store is made here, once.
+        folder: Where; its files are dropped from the page cache.
+        device: Where to compute.
+    """
+    model.save_pretrained(folder / "checkpoint")
+    tiny_tokenizer().save_pretrained(folder / "checkpoint")
+    store = prepare(folder / "checkpoint", folder / "stores", dtype=plain_dtype(device))
+    config = AutoConfig.from_pretrained(store.folder)
+    opened = open_store(store, "random", config, device=device, dtype=plain_dtype(device))
+    streamed: Home = "ram" if device.type == "cuda" else "disk"
+    homes: dict[str, Home] = {
+        block.name: streamed if block.kind in ("encoder", "decoder") else "resident"
+        for block in opened.stored.layout.blocks
+    }
+
+    def make() -> Int8Model:
+        for file in store.folder.iterdir():
+            drop_from_page_cache(file)
+        placed = place_model(opened, homes, mode="llm_int8", on_progress=ignore, should_stop=never)
+        return Int8Model(
+            model=placed.model,
+            tokenizer=tiny_tokenizer(),
+            device=device,
+            passes=placed.passes,
+            layout=placed.layout,
+            free=placed.close,
+        )
+
+    return make
+
+
+def drop_from_page_cache(file: Path) -> None:
+    """So that the first pass reads the disk; later ones read around the cache."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
