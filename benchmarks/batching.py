@@ -6,9 +6,10 @@
 
 Side by side, on one random model that is wholly resident, or whose int8 layers
 are streamed in every step (--streamed): our decode loop, and static
-micro-batches through transformers' generate(), longest prompts first. Prompts and completions have log-normal lengths (see PROMPT and
-COMPLETION), and each completion's length is forced. Both have the same rows;
-ours has for its cache the bytes that the largest static micro-batch takes.
+micro-batches through transformers' generate(), longest prompts first. Prompts
+and completions have log-normal lengths (see PROMPT and COMPLETION), and each
+completion's length is forced. Both have the same rows; ours has for its cache
+the bytes that the largest static micro-batch takes.
 
 Then a batch that nobody can refill: rows of one length, our loop against one
 call of generate(). On a CPU that is measured in CPU seconds, because there
