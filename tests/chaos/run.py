@@ -46,6 +46,8 @@ class Run:
     Attributes:
         allowance_seconds: What recovery may take beside a lease and a sweep:
             the start of a worker that had to be started.
+        command_seconds: The most that `submit` took, which tells how busy the
+            machine is.
         strikes: How many blows there were that may cost what a process held.
         affected: The prompts whose next beginning ends the recovery; None when
             nothing had to recover.
@@ -58,6 +60,7 @@ class Run:
         self.trace = Trace(stage.trace_file)
         self.jobs: list[Job] = []
         self.allowance_seconds = 0.0
+        self.command_seconds = 0.0
         self.strikes = 0
         self.struck_at = 0.0
         self.struck_child: int | None = None
@@ -75,7 +78,9 @@ class Run:
     ) -> Job:
         """Submit a job with the real command."""
         order = self.submit_command(model, prompts, *arguments, shard_size=shard_size)
+        began = time.monotonic()
         job_id = self.stage.box.run(*order).stdout.strip()
+        self.command_seconds = max(self.command_seconds, time.monotonic() - began)
         return self.expect(Job(id=job_id, model=model, prompts=prompts, arguments=arguments))
 
     def submit_command(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from tests.chaos.run import Job, Run
 from tests.chaos.stage import MICRO_BATCH_ROWS, SWEEP_SECONDS
 
-# What a busy machine takes to schedule, fork and answer, on top of what is promised.
+# What a machine takes to schedule, fork and answer, on top of what is promised;
+# as long as a command took, if it is so busy that this was more.
 MACHINE_SECONDS = 1.0
 # A process that dies has taken one micro-batch and may not have written the one before.
 MOST_REPEATED_PER_STRIKE = 2 * MICRO_BATCH_ROWS
@@ -82,7 +83,8 @@ def judge(run: Run, fault_free: Callable[[Job], dict[str, object]]) -> Verdict:
     if repeated > (most := run.strikes * MOST_REPEATED_PER_STRIKE):
         problems.append(f"{repeated} prompts were begun again, more than {most}")
     promised = run.stage.needs.lease_seconds + SWEEP_SECONDS
-    most_seconds = promised + MACHINE_SECONDS + run.allowance_seconds
+    machine_seconds = max(MACHINE_SECONDS, run.command_seconds)
+    most_seconds = promised + machine_seconds + run.allowance_seconds
     if recovery is not None and recovery > most_seconds:
         problems.append(f"work went on after {recovery:.1f} s, later than {most_seconds:.1f}")
     return Verdict(
