@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,8 @@ from jobs.settings import Settings, make_home, redact_url
 
 # How long a writer waits for another before it gives up, on SQLite.
 BUSY_TIMEOUT_SECONDS = 60.0
+WRITE_AHEAD_PATIENCE_SECONDS = 10.0
+WRITE_AHEAD_RETRY_SECONDS = 0.02
 # SQLSTATE insufficient_privilege: a table or a schema that the role may not use.
 NO_PRIVILEGE = "42501"
 # Any number does, as long as it is ours: it keeps two upgrades apart on Postgres.
@@ -128,11 +132,28 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # would start a deferred one and fail with "database is locked" on upgrade.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(cursor)
     # FULL: a commit that was reported survives a power cut.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Switch to the write-ahead log.
+
+    Where several processes open a new file at once, SQLite answers this one
+    with "locked" right away, whatever the busy timeout.
+    """
+    deadline = time.monotonic() + WRITE_AHEAD_PATIENCE_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(WRITE_AHEAD_RETRY_SECONDS)
 
 
 def _without_foreign_keys(connection: Any, _record: Any) -> None:

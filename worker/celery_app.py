@@ -130,6 +130,8 @@ def start_worker(settings: Settings, *, models: Sequence[str] = ()) -> int:
     # Celery warns root of pickle; only JSON is accepted here, and a Colab box
     # has no other user.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # Before the first connection of any kind.
+    foreign_messages.install()
     if not settings.redis_is_embedded:
         # Celery shows a URL that it cannot read, password and all, and a Redis
         # that is away only has to be waited for.

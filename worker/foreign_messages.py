@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.worker.consumer import Consumer
-from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
 
 from jobs.dispatch import TASK_NAME
 from worker.log import get_logger
@@ -26,8 +26,10 @@ KEPT_PROPERTIES = ("delivery_tag", "delivery_info", "delivery_mode", "body_encod
 
 def install() -> None:
     """Let connections of this process be guarded ones."""
-    # By the alias: with a URL like redis+socket:// kombu asks for no class.
+    # By the alias: with a URL like redis+socket:// kombu asks for no class. And
+    # in the place of what kombu remembers, if this process had a connection before.
     TRANSPORT_ALIASES["redis"] = f"{__name__}:GuardedTransport"
+    _transport_cache["redis"] = GuardedTransport
 
 
 class GuardedMessage(virtual.Message):  # type: ignore[misc]
