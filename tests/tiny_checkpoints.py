@@ -6,6 +6,7 @@ weights with a tokenizer trained on a few lines.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,8 @@ def tiny_model(alias: str) -> Any:
     """A random float32 model whose weights are large enough to say varied things."""
     architecture = _ARCHITECTURES[alias]
     torch.manual_seed(7)
-    model = architecture.model_class(architecture.config)
+    # A copy: what a test changes in it must not reach the next one.
+    model = architecture.model_class(deepcopy(architecture.config))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
