@@ -91,8 +91,7 @@ def compare_on_cpu(folder: Path, family: str, arguments: argparse.Namespace) -> 
     rows, budget = arguments.batch or 8, store_bytes // 3
     print(
         f"\n{family}: {store_bytes / GB:.2f} GB as int8, budget {budget / GB:.2f} GB, "
-        f"{rows} rows of {arguments.prompt_tokens} + {arguments.new_tokens} tokens, "
-        f"{torch.get_num_threads()} threads"
+        f"{rows} rows of {arguments.prompt_tokens} + {arguments.new_tokens} tokens"
     )
 
     def run(way: Any, page_cache: str, **changes: Any) -> Run:
