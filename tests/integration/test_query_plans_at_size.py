@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from jobs.database import Database, open_database
+from jobs.models import prompts
 from jobs.settings import Settings
 from jobs.store import control, joining, leases, publishing, reading, recovery, workers
 from jobs.store.records import Claim
@@ -249,7 +250,11 @@ def test_retry_reads_its_own_job_only(filled: Database) -> None:
     control.cancel_job(filled, job_id)
 
 
-def test_a_scan_is_noticed(filled: Database, held: Claim) -> None:
-    # So that the tests above can fail: a prefix is searched for among all jobs.
-    steps = steps_of(filled, lambda: reading.find_job(filled, held.job_id[:7]))
+def test_a_scan_is_noticed(filled: Database) -> None:
+    # So that the tests above can fail: nothing but a scan finds a prompt by its text.
+    def search() -> None:
+        with filled.read() as connection:
+            connection.execute(select(prompts).where(prompts.c.prompt == "nobody's")).all()
+
+    steps = steps_of(filled, search)
     assert [step for step in steps if step[0] == "SCAN" and is_harmful(*step)] != []
