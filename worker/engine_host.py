@@ -9,7 +9,7 @@ from jobs.catalogue import Catalogue, CatalogueModel
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError, UnknownModelError
 from jobs.settings import Settings
-from jobs.store import workers
+from jobs.store import leases, workers
 from worker.engine.engine import (
     Engine,
     LoadedModel,
@@ -17,6 +17,7 @@ from worker.engine.engine import (
     LoadProgress,
     ModelLoadError,
 )
+from worker.engine_imports import EngineImports
 from worker.log import Logger
 from worker.model_source import source_of
 
@@ -35,12 +36,15 @@ class EngineHost:
         database: Database,
         worker_id: str,
         log: Logger,
+        imports: EngineImports | None = None,
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
         self._database = database
         self._worker_id = worker_id
         self._log = log
+        self._imports = imports or EngineImports()
+        self._has_real_models = not all(map(_is_null, catalogue.values()))
         self._engine: Engine | None = None
         self._alias: str | None = None
         self._last_report = 0.0
@@ -56,6 +60,18 @@ class EngineHost:
     def holds(self, alias: str) -> bool:
         """Whether engine_for would return without loading."""
         return self._engine is not None and self._alias == alias
+
+    def import_for(self, shard_id: int) -> None:
+        """Import what the shard's model needs to be loaded; says nothing if that fails.
+
+        Raises:
+            DatabaseUnavailableError: The ledger does not answer.
+        """
+        if not self._imports.are_done:
+            alias = leases.model_of(self._database, shard_id) if self._has_real_models else None
+            if alias is None or not self.serves(alias) or _is_null(self._catalogue[alias]):
+                return
+        self._imports.make(self._log)
 
     def engine_for(self, alias: str, should_stop: Callable[[], bool]) -> Engine:
         """The engine with this model loaded.
@@ -107,7 +123,7 @@ class EngineHost:
             self._loading(model.alias, progress)
 
         source = source_of(model)
-        if model.engine == "null":
+        if _is_null(model):
             from worker.engine.null_engine import NullBehaviour, NullEngineLoader
 
             behaviour = NullBehaviour(
@@ -190,6 +206,10 @@ class EngineHost:
             write()
         except DatabaseUnavailableError as error:
             self._log.warning("worker_state_not_written", reason=error.message)
+
+
+def _is_null(model: CatalogueModel) -> bool:
+    return model.engine == "null"
 
 
 def _placement(model: LoadedModel) -> dict[str, float]:

@@ -70,6 +70,8 @@ class ShardRunner:
             ours", "lost" and "isolated" need nothing more; after "given back"
             and "crashed" a shard waits for a message.
         """
+        # Before the claim: nobody could renew its lease meanwhile.
+        self.engines.import_for(shard_id)
         claim = leases.claim_shard(
             self.database,
             shard_id,

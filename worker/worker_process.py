@@ -19,6 +19,7 @@ from jobs.settings import Settings, redact_url
 from jobs.store import workers
 from worker.embedded_redis import EmbeddedRedis
 from worker.engine_host import EngineHost
+from worker.engine_imports import EngineImports
 from worker.held_shard import Outcome
 from worker.log import Logger, configure_logging, get_logger
 from worker.run_shard import ShardRunner
@@ -46,6 +47,7 @@ class WorkerProcess:
     catalogue: Catalogue
     worker_id: str = field(default_factory=new_worker_id)
     stop_signal: StopSignal = field(default_factory=StopSignal)
+    imports: EngineImports = field(default_factory=EngineImports)
     redis: EmbeddedRedis | None = None
     database: Database | None = None
     sweeper: Sweeper | None = None
@@ -145,6 +147,7 @@ class WorkerProcess:
                 database=self.database,
                 worker_id=self.worker_id,
                 log=self.log,
+                imports=self.imports,
             ),
             settings=self.settings,
             worker_id=self.worker_id,

@@ -116,6 +116,16 @@ def claim_shard(
     )
 
 
+def model_of(database: Database, shard_id: int) -> str | None:
+    """The model of a shard that may have to be run; None for an outdated message."""
+    with database.read() as connection:
+        return connection.execute(
+            select(jobs.c.model)
+            .join(shards, shards.c.job_id == jobs.c.id)
+            .where(shards.c.id == shard_id, shards.c.status.in_(("queued", "running")))
+        ).scalar_one_or_none()
+
+
 def next_shard_of(database: Database, job_id: str) -> int | None:
     """The first shard of a job that can be claimed now, for a run without a queue."""
     with database.read() as connection:
