@@ -24,6 +24,7 @@ class Fault:
         needs: What its stage has.
         databases: Where it can happen.
         possible: Whether this machine lets it happen.
+        most_runs: The most that it is played, where a run takes much longer.
     """
 
     name: str
@@ -31,6 +32,10 @@ class Fault:
     needs: Needs
     databases: tuple[DatabaseKind, ...] = BOTH
     possible: Callable[[], bool] = lambda: True
+    most_runs: int | None = None
+
+    def runs(self, asked: int) -> int:
+        return asked if self.most_runs is None else min(asked, self.most_runs)
 
 
 FAULTS: dict[str, Fault] = {}
@@ -42,13 +47,19 @@ def fault(
     *,
     databases: tuple[DatabaseKind, ...] = BOTH,
     possible: Callable[[], bool] = lambda: True,
+    most_runs: int | None = None,
 ) -> Callable[[Play], Play]:
     """Enter a function into the list of faults."""
 
     def enter(play: Play) -> Play:
         assert name not in FAULTS
         FAULTS[name] = Fault(
-            name=name, play=play, needs=needs or Needs(), databases=databases, possible=possible
+            name=name,
+            play=play,
+            needs=needs or Needs(),
+            databases=databases,
+            possible=possible,
+            most_runs=most_runs,
         )
         return play
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,10 +13,12 @@ from statistics import median
 from tests.chaos.stage import LEASE_SECONDS, MICRO_BATCH_ROWS, SWEEP_SECONDS, DatabaseKind
 from tests.chaos.verdict import Verdict
 
+SHOWN_KINDS: dict[DatabaseKind, str] = {"sqlite": "SQLite", "postgres": "Postgres"}
 BEGIN, END = "<!-- the table: made by tests/chaos -->", "<!-- the table ends -->"
 HEAD = (
-    "| fault | database | runs | lost | duplicated | repeated prompts (median, max) "
-    "| recovery seconds (median, max) |\n|---|---|---|---|---|---|---|"
+    "| fault | database | runs | broke a promise | lost | duplicated "
+    "| repeated prompts (median, max) | recovery seconds (median, max) |"
+    "\n|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -34,9 +38,10 @@ class Row:
         repeated = [each.repeated for each in verdicts]
         return cls(
             fault=fault,
-            kind={"sqlite": "SQLite", "postgres": "Postgres"}[kind],
+            kind=shown_kind(kind),
             cells=(
                 str(len(verdicts)),
+                str(sum(bool(each.problems) for each in verdicts)),
                 str(sum(each.lost for each in verdicts)),
                 str(sum(each.duplicated for each in verdicts)),
                 f"{median(repeated):g}, {max(repeated)}" if repeated else "-",
@@ -62,15 +67,10 @@ def update_report(path: Path, rows: Sequence[Row], *, seed: int, order: Sequence
         seed: Where its random moments came from.
         order: The faults in the table's order; rows of others are dropped.
     """
-    with path.open("r+", encoding="utf-8") as file:
-        # Two suites, one for each database, may end a fault at the same time.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        before, _, rest = file.read().partition(BEGIN)
-        table, _, after = rest.partition(END)
-        kept = {
-            (row.fault, row.kind): row for row in map(Row.read, filter(_is_row, table.splitlines()))
-        }
-        kept |= {(row.fault, row.kind): row for row in rows}
+    with _alone(path.parent):
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        kept = {(row.fault, row.kind): row for row in (*_rows_of(rest), *rows)}
         places = {fault: place for place, fault in enumerate(order)}
         shown = sorted(
             (row for row in kept.values() if row.fault in places),
@@ -81,9 +81,38 @@ def update_report(path: Path, rows: Sequence[Row], *, seed: int, order: Sequence
             f"micro-batches of {MICRO_BATCH_ROWS} prompts."
         )
         lines = [BEGIN, "", made, "", HEAD, *(row.line() for row in shown), "", END]
-        file.seek(0)
-        file.truncate()
-        file.write(before + "\n".join(lines) + after)
+        # In one step, so that whoever reads or ends this process finds a whole file.
+        new = path.with_suffix(".new")
+        new.write_text(before + "\n".join(lines) + after, encoding="utf-8")
+        new.replace(path)
+
+
+def runs_in_report(path: Path) -> dict[tuple[str, str], int]:
+    """How many runs each row tells of, by fault and database as they are shown."""
+    _, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    return {(row.fault, row.kind): int(row.cells[0]) for row in _rows_of(rest)}
+
+
+def shown_kind(kind: DatabaseKind) -> str:
+    return SHOWN_KINDS[kind]
+
+
+def _rows_of(table: str) -> list[Row]:
+    """The rows up to the table's end; those with other columns are of an older suite."""
+    lines = table.partition(END)[0].splitlines()
+    rows = map(Row.read, filter(_is_row, lines))
+    return [row for row in rows if 2 + len(row.cells) == HEAD.partition("\n")[0].count(" | ") + 1]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two suites, one for each database, may end a fault at the same time."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_row(line: str) -> bool:

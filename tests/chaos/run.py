@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -18,6 +18,8 @@ PROMPTS = tuple(f"what is to be said of number {number}" for number in range(48)
 SHARD_SIZE = 8
 PATIENCE_SECONDS = 120.0
 POLL_SECONDS = 0.002
+# Where no moment is looked for: asking costs what the workers lack.
+CALM_POLL_SECONDS = 0.05
 LOADED = re.compile(r" model_loaded .*? seconds=([\d.]+)")
 ENDED = ("completed", "failed", "cancelled")
 
@@ -46,8 +48,8 @@ class Run:
     Attributes:
         allowance_seconds: What recovery may take beside a lease and a sweep:
             the start of a worker that had to be started.
-        command_seconds: The most that `submit` took, which tells how busy the
-            machine is.
+        command_seconds: The most that `submit` and `results` took, which tells
+            how busy the machine is.
         strikes: How many blows there were that may cost what a process held.
         affected: The prompts whose next beginning ends the recovery; None when
             nothing had to recover.
@@ -59,6 +61,9 @@ class Run:
         self.number = number
         self.trace = Trace(stage.trace_file)
         self.jobs: list[Job] = []
+        self._log_starts = {
+            worker.log_file: worker.log_file.stat().st_size for worker in stage.box.workers
+        }
         self.allowance_seconds = 0.0
         self.command_seconds = 0.0
         self.strikes = 0
@@ -110,7 +115,7 @@ class Run:
     def wait_until_some_are_begun(self, job: Job, most_share: float = 0.8) -> None:
         """Wait for a random number of the job's prompts to be begun, and a little longer."""
         count = self.random.randrange(1, max(2, int(len(job.prompts) * most_share)))
-        self.wait_until(lambda: len(self.trace.read()) >= count or self.has_ended(job))
+        self.wait_until(lambda: len(self.trace.read()) >= count, unless=lambda: self.has_ended(job))
         self.pause(0.05)
 
     def wait_until_loading(self) -> Job:
@@ -128,17 +133,35 @@ class Run:
     def wait_seconds(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
+    def wait_until(
+        self,
+        condition: Callable[[], bool],
+        *,
+        unless: Callable[[], bool] = lambda: False,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """Wait for a condition, no longer than the run's patience.
+
+        Args:
+            condition: Asked often.
+            unless: What makes waiting useless, which is asked now and then.
+            poll_seconds: Between two times that the condition is asked.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+        ask_at = 0.0
+        while not condition() and (now := time.monotonic()) < deadline:
+            if now >= ask_at:
+                if unless():
+                    return
+                ask_at = now + CALM_POLL_SECONDS
+            time.sleep(poll_seconds)
 
     def has_ended(self, job: Job) -> bool:
         return self.stage.ledger.job_status(job.id) in ENDED
 
     def wait_for_end(self, job: Job) -> None:
         """Wait until the job has ended, or note that it did not."""
-        self.wait_until(lambda: self.has_ended(job))
+        self.wait_until(lambda: self.has_ended(job), poll_seconds=CALM_POLL_SECONDS)
         if not self.has_ended(job):
             status = self.stage.ledger.job_status(job.id)
             self.problems.append(f"job {job.id} is {status} after {PATIENCE_SECONDS:g} s")
@@ -169,6 +192,7 @@ class Run:
             held = self.stage.ledger.holders(job.id)
             if holding := [worker for worker in workers if worker.process.pid in held]:
                 return self.random.choice(holding)
+            time.sleep(POLL_SECONDS)
         return self.random.choice(workers)
 
     def start_worker(self) -> None:
@@ -207,14 +231,22 @@ class Run:
         return len(begun) - len(set(begun))
 
     def results(self, job: Job) -> list[dict[str, object]]:
+        began = time.monotonic()
         output = self.stage.box.run("results", job.id).stdout
+        self.command_seconds = max(self.command_seconds, time.monotonic() - began)
         return [json.loads(line) for line in output.splitlines()]
 
     def last_load_seconds(self) -> float:
         """How long a worker took for the last model that was loaded."""
-        logs = "".join(worker.log for worker in self.stage.workers)
+        logs = "".join(self._logs())
         return float(LOADED.findall(logs)[-1]) if LOADED.search(logs) else 0.0
 
     def logged(self, event: str) -> int:
-        """How often the workers have said so, the dead ones too."""
-        return sum(worker.log.count(event) for worker in self.stage.box.workers)
+        """How often the workers have said so in this run, the dead ones too."""
+        return sum(log.count(event) for log in self._logs())
+
+    def _logs(self) -> Iterator[str]:
+        for worker in self.stage.box.workers:
+            with worker.log_file.open("rb") as file:
+                file.seek(self._log_starts.get(worker.log_file, 0))
+                yield file.read().decode(errors="replace")

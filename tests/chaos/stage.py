@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.acceptance.box import Box, Worker, wait_until
+from tests.acceptance.box import Worker, wait_until
 from tests.chaos.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.chaos.forked import Forks, fork_server
 from tests.chaos.ledger_view import LedgerView
 from tests.chaos.servers import Postgres, SmallDisk, own_postgres, small_disk
+from tests.chaos.traced_box import TracedBox
 from tests.services import RealRedis, own_redis
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,41 +88,19 @@ class Servers:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._postgres: Postgres | None = None
+        self._forks: Forks | None = None
+
+    @property
+    def forks(self) -> Forks:
+        if self._forks is None:
+            self._forks = self._stack.enter_context(fork_server())
+        return self._forks
 
     @property
     def postgres(self) -> Postgres:
         if self._postgres is None:
             self._postgres = self._stack.enter_context(own_postgres())
         return self._postgres
-
-
-class TracedBox(Box):
-    """A box whose workers write a trace, and whose logs do not lie on its own disk."""
-
-    def __init__(self, home: Path, folder: Path, settings: dict[str, str]) -> None:
-        super().__init__(home, settings)
-        self._folder = folder
-
-    def traced_worker(self, clock_shift_seconds: float = 0.0) -> Worker:
-        """Start a worker and wait until it is ready."""
-        command = [sys.executable, "-m", "tests.chaos.traced_worker", "worker"]
-        for model in MODELS:
-            command += ["--model", model]
-        environment = self.environment | {"CHAOS_CLOCK_SHIFT_SECONDS": str(clock_shift_seconds)}
-        log = self._folder / f"worker-{len(self.workers)}.log"
-        worker = Worker(command, environment, log)
-        self.workers.append(worker)
-        worker.wait_for("worker_ready")
-        return worker
-
-    def close(self) -> None:
-        # Without a word: an end in good order takes seconds and is not what is tested.
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                with suppress(AssertionError, OSError):
-                    os.kill(worker.child, signal.SIGKILL)
-                worker.kill()
-        super().close()
 
 
 class Stage:
@@ -150,7 +128,7 @@ class Stage:
         if needs.small_disk:
             self.disk = stack.enter_context(small_disk(DISK_MEGABYTES))
         self.home = (self.disk.folder if self.disk and kind == "sqlite" else folder) / "home"
-        self.box = TracedBox(self.home, folder, self._settings())
+        self.box = TracedBox(self.home, folder, self._settings(), servers.forks, MODELS)
         stack.callback(self.box.close)
         self.box.catalogue(CATALOGUE)
         if kind == "sqlite":
