@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
 import torch
@@ -35,7 +36,20 @@ def out_of_memory(prompt: EncodedPrompt, device: str) -> RequestError:
 
 
 def free_unused_memory() -> None:
-    """Give back what no tensor uses any more."""
+    """Give back what no tensor uses any more, on the device and on the host."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Give free pages of the C library's heap back to the system, where it offers that (glibc).
+
+    By itself it gives back the heap's end only, up to the last thing that is
+    still in use. So what one model had freed stayed with the process, and the
+    budget of the next was that much smaller.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
