@@ -1,0 +1,29 @@
+"""What is given back when memory is short, and when a model is closed."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from tests.peak_memory import anonymous_bytes
+from worker.engine.out_of_memory import free_unused_memory
+
+MIB = 2**20
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot trim its heap"
+)
+def test_free_memory_in_the_middle_of_the_heap_goes_back_to_the_system() -> None:
+    # given a heap of small pieces, most of which are freed, but not the last
+    before = anonymous_bytes()
+    pieces = [bytes([number % 251]) * 65_536 for number in range(1024)]
+    kept = pieces[::64]
+    full = anonymous_bytes()
+    del pieces
+    # when
+    free_unused_memory()
+    # then little more is held than what is in use
+    assert full - before > 48 * MIB, "the pieces must have been held"
+    assert anonymous_bytes() - before < len(kept) * 65_536 + 8 * MIB
