@@ -4,9 +4,10 @@
 
 A real worker with its embedded Redis and SQLite, and the four small models.
 Jobs of a random model, size and priority arrive at random. Printed at the end:
-the slope of each process's memory over the second half, file descriptors at
-the start and the end, swaps of the model beside those that could not be
-avoided, and the longest wait of a shard of each priority.
+each process's memory, as the median of each quarter of the time and as the
+slope over the second half with its standard error, file descriptors at the
+start and the end, swaps of the model beside those that could not be avoided,
+and the longest wait of a shard of each priority.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from math import inf, sqrt
 from pathlib import Path
 from random import Random
+from statistics import linear_regression, median, pvariance
 
 import psutil
 from sqlalchemy import func, select
@@ -37,6 +40,7 @@ SHARD_SIZE = 8
 # backlog that grows because the machine is too small for the arrivals.
 MOST_WAITING_SHARDS = 12
 STICKY_SECONDS = 60.0
+LEAST_SAMPLES = 3
 MIB = 2**20
 
 
@@ -171,14 +175,28 @@ def avoidable_swaps(started: Sequence[RunShard]) -> tuple[int, int]:
     return swaps, avoidable
 
 
-def slope_mib_per_hour(samples: Sequence[Sample]) -> float:
-    """The least-squares slope of the memory."""
-    count = len(samples)
-    mean_seconds = sum(each.seconds for each in samples) / count
-    mean_mib = sum(each.memory_mib for each in samples) / count
-    spread = sum((each.seconds - mean_seconds) ** 2 for each in samples)
-    together = sum((each.seconds - mean_seconds) * (each.memory_mib - mean_mib) for each in samples)
-    return 3600 * together / spread if spread else 0.0
+def slope_mib_per_hour(samples: Sequence[Sample]) -> tuple[float, float]:
+    """The least-squares slope of the memory, and its standard error.
+
+    A child's memory goes up and down by tens of MiB with the model it loads, so
+    a slope below twice its error says nothing. The samples are not independent,
+    so the true error is larger.
+    """
+    hours = [each.seconds / 3600 for each in samples]
+    memory = [each.memory_mib for each in samples]
+    if len(samples) < LEAST_SAMPLES:
+        return 0.0, inf
+    slope, start = linear_regression(hours, memory)
+    residuals = (there - start - slope * then for then, there in zip(hours, memory, strict=True))
+    variance = sum(each**2 for each in residuals) / (len(samples) - 2)
+    return slope, sqrt(variance / (len(samples) * pvariance(hours)))
+
+
+def medians_mib(samples: Sequence[Sample]) -> list[float]:
+    """The median of the memory in each quarter of the samples."""
+    size = -(-len(samples) // 4)
+    quarters = [samples[first : first + size] for first in range(0, len(samples), size)]
+    return [median(each.memory_mib for each in quarter) for quarter in quarters]
 
 
 def most_descriptors(samples: Sequence[Sample]) -> int:
@@ -190,11 +208,12 @@ def show(samples: dict[str, list[Sample]], started: Sequence[RunShard], submitte
     for name, taken in samples.items():
         middle = len(taken) // 2
         first, half = taken[:middle], taken[middle:]
+        slope, error = slope_mib_per_hour(half)
+        medians = ", ".join(f"{each:.1f}" for each in medians_mib(taken))
         print(
-            f"{name:7} memory {taken[0].memory_mib:.1f} MiB at the start, "
-            f"{taken[-1].memory_mib:.1f} at the end, at most "
+            f"{name:7} memory {medians} MiB (medians of the quarters), at most "
             f"{max(each.memory_mib for each in taken):.1f}; over the second half "
-            f"{slope_mib_per_hour(half):+.1f} MiB an hour; file descriptors "
+            f"{slope:+.1f} +- {error:.1f} MiB an hour; file descriptors "
             f"{taken[0].descriptors} at the start, {taken[-1].descriptors} at the end, "
             f"at most {most_descriptors(first)} and {most_descriptors(half)} in the two halves"
         )
