@@ -74,6 +74,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tgp-soak-") as folder:
         settings = {"TGP_SWEEP_SECONDS": "5", "TGP_STICKY_SECONDS": str(STICKY_SECONDS)}
+        # The default, rather than the fault tests' few seconds.
+        settings |= {"TGP_LEASE_SECONDS": "60"}
         box = Box(Path(folder), settings)
         try:
             soak(box, arguments.minutes * 60, Random(arguments.seed))
