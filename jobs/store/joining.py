@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Select, case, select
 
 from jobs.database import Database
-from jobs.models import jobs, shards
+from jobs.models import IS_QUEUED, jobs, shards
 from jobs.store.leases import LIVE_JOB, may_run_beside
 from jobs.store.records import PRIORITIES, PublishableShard
 
@@ -57,5 +57,5 @@ def _queued(*columns: Any) -> Select[Any]:
     return (
         select(*columns)
         .join(jobs, shards.c.job_id == jobs.c.id)
-        .where(shards.c.status == "queued", jobs.c.status.in_(LIVE_JOB))
+        .where(IS_QUEUED, jobs.c.status.in_(LIVE_JOB))
     )

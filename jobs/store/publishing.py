@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Select, and_, func, select, update
 
 from jobs.database import Database
-from jobs.models import database_now, jobs, shards
+from jobs.models import IS_QUEUED, database_now, jobs, shards
 from jobs.store.leases import LIVE_JOB
 from jobs.store.records import PublishableShard
 
@@ -50,7 +50,7 @@ def queued_shards(database: Database, model: str, older_than_seconds: float) -> 
         .join(jobs, shards.c.job_id == jobs.c.id)
         .where(
             jobs.c.model == model,
-            shards.c.status == "queued",
+            IS_QUEUED,
             _alive(),
             asked_at < database_now(-older_than_seconds),
         )
@@ -67,7 +67,7 @@ def models_waiting(database: Database) -> list[str]:
             connection.execute(
                 select(jobs.c.model)
                 .join(shards, shards.c.job_id == jobs.c.id)
-                .where(shards.c.status == "queued", _alive())
+                .where(IS_QUEUED, _alive())
                 .distinct()
             ).scalars()
         )
@@ -107,7 +107,7 @@ def _candidates(condition: ColumnElement[bool]) -> Select[tuple[int, str, str]]:
     return (
         select(shards.c.id, jobs.c.model, jobs.c.priority)
         .join(jobs, shards.c.job_id == jobs.c.id)
-        .where(shards.c.status == "queued", _alive(), condition)
+        .where(IS_QUEUED, _alive(), condition)
         .order_by(shards.c.id)
         .limit(SHARDS_PER_TRANSACTION)
         .with_for_update(of=shards, skip_locked=True)

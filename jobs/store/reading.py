@@ -60,8 +60,7 @@ def job_reports(
     database: Database, *, status: str | None = None, limit: int | None = None
 ) -> list[JobReport]:
     """The jobs, newest first."""
-    newest_first = (jobs.c.created_at.desc(), jobs.c.id)
-    found = select(jobs.c.id).order_by(*newest_first).limit(limit)
+    found = select(jobs.c.id).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
     if status is not None:
         found = found.where(jobs.c.status == status)
     reports: list[JobReport] = []
@@ -69,8 +68,10 @@ def job_reports(
         ids = list(connection.execute(found).scalars())
         # By name, or the shards of every job there ever was would be summed.
         for first in range(0, len(ids), JOBS_PER_QUERY):
-            query = _reports(*ids[first : first + JOBS_PER_QUERY]).order_by(*newest_first)
-            reports += [_report(row) for row in connection.execute(query)]
+            some = ids[first : first + JOBS_PER_QUERY]
+            # Not sorted by SQLite, which would read all jobs by age for it.
+            found_rows = {row.id: row for row in connection.execute(_reports(*some))}
+            reports += [_report(found_rows[job_id]) for job_id in some if job_id in found_rows]
     return reports
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, insert, select, true, update
 
 from jobs.database import Database
-from jobs.models import database_now, shards
+from jobs.models import IS_RUNNING, database_now, shards
 from jobs.store.completion_rows import insert_outcomes
 from jobs.store.leases import (
     NO_LEASE,
@@ -23,7 +23,7 @@ def requeue_expired(database: Database) -> list[int]:
     with database.write() as connection:
         candidates = (
             select(shards.c.id)
-            .where(shards.c.status == "running", shards.c.lease_expires_at < database_now())
+            .where(IS_RUNNING, shards.c.lease_expires_at < database_now())
             .with_for_update(skip_locked=True)
         )
         return list(

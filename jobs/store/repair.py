@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, true, update
 
 from jobs.database import Database
-from jobs.models import completions, database_now, jobs, shards, workers
+from jobs.models import IS_RUNNING, completions, database_now, jobs, shards, workers
 from jobs.store.control import has_pending_prompt
 from jobs.store.leases import LIVE_JOB, NO_LEASE, death_counts, lock_job
 
@@ -54,7 +54,7 @@ def orphaned_leases(database: Database) -> list[OrphanedLease]:
         )
         .join(jobs, jobs.c.id == shards.c.job_id)
         .outerjoin(workers, workers.c.id == shards.c.lease_owner)
-        .where(shards.c.status == "running", jobs.c.status.in_(LIVE_JOB), _is_orphaned())
+        .where(IS_RUNNING, jobs.c.status.in_(LIVE_JOB), _is_orphaned())
         .order_by(shards.c.id)
     )
     with database.read() as connection:
