@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from worker.engine.int8_product import llm_int8, multiplies_on
 from worker.engine.model_skeleton import OUTLIER_THRESHOLD
 
 ComputeMode = Literal["llm_int8", "w8a16"]
@@ -48,6 +49,8 @@ class Int8Linear(torch.nn.Module):
         """Multiply activations, [..., in], by the weights: [..., out]."""
         if self.mode == "w8a16":
             return _float_linear(x, self.weight, self.SCB, self.bias)
+        if multiplies_on(x.device):
+            return llm_int8(x, self.weight, self.SCB, self.bias, threshold=OUTLIER_THRESHOLD)
         if self._state is None:
             self._state = _matmul_state(self.weight, self.SCB)
         import bitsandbytes

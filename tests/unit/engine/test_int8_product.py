@@ -1,0 +1,93 @@
+"""LLM.int8() with its operands the other way round is bitsandbytes', to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.engine.int8_product import integer_product, llm_int8, multiplies_on
+from worker.engine.library_noise import quiet_libraries
+
+THRESHOLD = 6.0
+
+
+def by_bitsandbytes(
+    x: torch.Tensor, weight: torch.Tensor, scb: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    with quiet_libraries():
+        import bitsandbytes
+    state = bitsandbytes.MatmulLtState()
+    state.CB, state.SCB, state.threshold = weight, scb, THRESHOLD
+    state.has_fp16_weights = state.is_training = False
+    with quiet_libraries():
+        product: torch.Tensor = bitsandbytes.matmul(x, weight, bias=bias, state=state)
+    return product
+
+
+def random_weights(generator: torch.Generator, out: int, inner: int) -> torch.Tensor:
+    return torch.randint(-127, 128, (out, inner), dtype=torch.int8, generator=generator)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 130),
+    inner=st.integers(2, 96),  # of 1, torch 2.13's own integer product is wrong
+    out=st.integers(1, 96),
+    outliers=st.integers(0, 3),
+    with_bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_the_product_is_that_of_bitsandbytes(
+    seed: int,
+    rows: int,
+    inner: int,
+    out: int,
+    outliers: int,
+    with_bias: bool,
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inner, generator=generator).clamp(-5, 5)
+    for _ in range(outliers):
+        row = int(torch.randint(rows, (1,), generator=generator))
+        column = int(torch.randint(inner, (1,), generator=generator))
+        x[row, column] = 20.0
+    weight = random_weights(generator, out, inner)
+    scb = torch.rand(out, generator=generator) + 0.1
+    bias = torch.randn(out, generator=generator).to(dtype) if with_bias else None
+
+    ours = llm_int8(x.to(dtype), weight, scb, bias, threshold=THRESHOLD)
+
+    assert ours.dtype == dtype
+    assert torch.equal(ours, by_bitsandbytes(x.to(dtype), weight, scb, bias))
+
+
+def test_a_batch_of_sequences_keeps_its_shape() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 5, 16, generator=generator)
+    weight, scb = random_weights(generator, 8, 16), torch.ones(8)
+
+    product = llm_int8(x, weight, scb, None, threshold=THRESHOLD)
+
+    assert product.shape == (3, 5, 8)
+    assert torch.equal(product, by_bitsandbytes(x, weight, scb, None))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 33, 64, 65, 200])
+def test_integers_are_exact_for_every_number_of_rows(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.randint(-127, 128, (count, 40), dtype=torch.int8, generator=generator)
+    weight = random_weights(generator, 24, 40)
+
+    product = integer_product(rows, weight)
+
+    assert product.dtype == torch.int32
+    assert product.is_contiguous()
+    assert torch.equal(product.long(), rows.long() @ weight.long().t())
+
+
+def test_only_processors_multiply_here() -> None:
+    assert not multiplies_on(torch.device("cuda"))
