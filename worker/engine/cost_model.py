@@ -99,10 +99,10 @@ def _prompt_workspace_bytes(model: ModelDemands, workload: Workload, rows: int) 
 
 
 def _layer_workspace_bytes(model: ModelDemands, tokens: int) -> int:
-    """Inside one layer: a matrix made float, activations in and out, int32 products."""
+    """Inside one layer: a piece of a matrix made float, activations in and out, int32 products."""
     activations = 4 * model.hidden_size + 2 * model.widest_size
     return (
-        model.largest_matrix_parameters * model.float_bytes
+        model.scratch_bytes
         + tokens * activations * model.float_bytes
         + tokens * model.widest_size * ACCUMULATOR_BYTES
     )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
+from worker.engine.int8_linear import GPU_SCRATCH_BYTES
+from worker.engine.int8_product import CPU_SCRATCH_BYTES
 from worker.engine.kv_format import CacheDtype, cache_format
 from worker.engine.kv_store import cache_shape_of
 from worker.engine.model_demands import BlockDemand, ModelDemands, Phase
@@ -59,7 +61,10 @@ def demands_of_layout(
         widest_size=max(max(shape) for shape in int8),
         heads=config.num_attention_heads,
         vocabulary_size=config.vocab_size,
-        largest_matrix_parameters=max(prod(shape) for shape in int8),
+        scratch_bytes=min(
+            max(prod(shape) for shape in int8) * dtype.itemsize,
+            GPU_SCRATCH_BYTES if on_gpu else CPU_SCRATCH_BYTES,
+        ),
         float_bytes=dtype.itemsize,
         more_store_bytes=more_bytes,
         keeps_scores=not _supports_sdpa(config),

@@ -59,8 +59,7 @@ class ModelDemands:
         widest_size: Width of the widest activation inside a layer.
         heads: Attention heads.
         vocabulary_size: Logits a row.
-        largest_matrix_parameters: Of the matrix that takes the most room when
-            it is made float for one multiplication.
+        scratch_bytes: Of a matrix, what is float at one time in a multiplication.
         float_bytes: Of one activation or cached value.
         more_store_bytes: What the store holds besides the blocks.
         keeps_scores: Whether attention writes its scores to memory, as
@@ -73,7 +72,7 @@ class ModelDemands:
     widest_size: int
     heads: int
     vocabulary_size: int
-    largest_matrix_parameters: int
+    scratch_bytes: int
     float_bytes: int = 2
     more_store_bytes: int = 0
     keeps_scores: bool = False

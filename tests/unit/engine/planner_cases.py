@@ -75,7 +75,7 @@ def _model(blocks: list[BlockDemand]) -> ModelDemands:
         widest_size=1024,
         heads=8,
         vocabulary_size=1000,
-        largest_matrix_parameters=256 * 1024,
+        scratch_bytes=512 * 1024,
     )
 
 

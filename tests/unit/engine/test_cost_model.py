@@ -41,7 +41,7 @@ NEOX = ModelDemands(
     widest_size=4 * HIDDEN,
     heads=64,
     vocabulary_size=50432,
-    largest_matrix_parameters=4 * HIDDEN * HIDDEN,
+    scratch_bytes=2**26,
 )
 WORKLOAD = Workload(prompt_tokens=64, new_tokens=32)
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine.int8_product import integer_product, llm_int8, multiplies_on
+from worker.engine import int8_product
+from worker.engine.int8_product import has_fast_integers, integer_product, llm_int8
 from worker.engine.library_noise import quiet_libraries
 
 THRESHOLD = 6.0
@@ -62,7 +63,11 @@ def test_the_product_is_that_of_bitsandbytes(
     ours = llm_int8(x.to(dtype), weight, scb, bias, threshold=THRESHOLD)
 
     assert ours.dtype == dtype
-    assert torch.equal(ours, by_bitsandbytes(x.to(dtype), weight, scb, bias))
+    theirs = by_bitsandbytes(x.to(dtype), weight, scb, bias)
+    if has_fast_integers():
+        assert torch.equal(ours, theirs)
+    else:
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_batch_of_sequences_keeps_its_shape() -> None:
@@ -73,7 +78,7 @@ def test_a_batch_of_sequences_keeps_its_shape() -> None:
     product = llm_int8(x, weight, scb, None, threshold=THRESHOLD)
 
     assert product.shape == (3, 5, 8)
-    assert torch.equal(product, by_bitsandbytes(x, weight, scb, None))
+    torch.testing.assert_close(product, by_bitsandbytes(x, weight, scb, None))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 33, 64, 65, 200])
@@ -89,5 +94,16 @@ def test_integers_are_exact_for_every_number_of_rows(count: int) -> None:
     assert torch.equal(product.long(), rows.long() @ weight.long().t())
 
 
-def test_only_processors_multiply_here() -> None:
-    assert not multiplies_on(torch.device("cuda"))
+def test_without_fast_integers_the_sums_are_as_close_as_floats_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(int8_product, "has_fast_integers", lambda: False)
+    monkeypatch.setattr(int8_product, "CPU_SCRATCH_BYTES", 1000)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(-127, 128, (3, 40), dtype=torch.int8, generator=generator)
+    weight = random_weights(generator, 24, 40)
+
+    product = integer_product(rows, weight)
+
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), rows.long() @ weight.long().t())
