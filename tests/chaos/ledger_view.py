@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
-from jobs.models import completions, jobs, shards, workers
+from jobs.models import completions, jobs, micro_batches, shards, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,14 @@ class Unfinished:
 
     running: frozenset[int]
     queued: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the ledger keeps of memory that ran out in a window of an engine's work."""
+
+    out_of_memory_retries: int
+    row_capacity: int
 
 
 class LedgerView:
@@ -80,6 +88,14 @@ class LedgerView:
         """How many results the counters of the job's shards say there are."""
         counted = func.sum(shards.c.completed_prompts + shards.c.failed_prompts)
         return int(self._scalar(select(counted).where(shards.c.job_id == job_id)))
+
+    def batches(self, job_id: str) -> list[Batch]:
+        """The job's micro-batches, oldest first."""
+        columns = (micro_batches.c.out_of_memory_retries, micro_batches.c.row_capacity)
+        query = select(*columns).where(micro_batches.c.job_id == job_id)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(micro_batches.c.id)).all()
+        return [Batch(**row._asdict()) for row in rows]
 
     def stale_writes(self, job_id: str) -> int:
         """Shards where an earlier claim wrote a result after a later claim had.

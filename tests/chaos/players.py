@@ -6,6 +6,7 @@ Most of a run is waiting, for leases, sweeps and processes that start.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tests.chaos.verdict import FaultFree, Verdict
 
 # What a player takes at a time: small, so that all end together, and large enough
 # for a stage to be worth its set-up.
-RUNS_PER_TURN = 10
+RUNS_PER_TURN = 20
 SECONDS_BETWEEN_LOOKS = 5.0
 
 
@@ -44,13 +45,18 @@ class Played:
 def turns_of(
     pairs: Sequence[tuple[Fault, DatabaseKind]], runs: Callable[[Fault], int]
 ) -> list[Turn]:
-    """All runs of these faults, cut into turns; those that need the same stage together."""
-    return [
+    """All runs of these faults, cut into turns.
+
+    The first runs of every fault come first, so that what is interrupted tells of
+    all of them; among these, those together that need the same stage.
+    """
+    turns = [
         Turn(fault=fault.name, kind=kind, numbers=range(start, min(start + RUNS_PER_TURN, most)))
         for fault, kind in sorted(pairs, key=lambda pair: (pair[1], str(pair[0].needs)))
         for most in (runs(fault),)
         for start in range(0, most, RUNS_PER_TURN)
     ]
+    return sorted(turns, key=lambda turn: turn.numbers.start)
 
 
 def play(turns: Sequence[Turn], *, players: int, seed: int) -> Generator[Played]:
@@ -74,8 +80,12 @@ def play(turns: Sequence[Turn], *, players: int, seed: int) -> Generator[Played]
     try:
         for _ in turns:
             yield _next(played, team)
+    except BaseException:
+        for each in team:
+            each.terminate()
+        raise
     finally:
-        # After Ctrl-C, which they have heard as well, they take down their stages.
+        # They take down their stages.
         for each in team:
             each.join()
 
@@ -85,13 +95,12 @@ def _next(played: Queue[Played], team: Sequence[BaseProcess]) -> Played:
         with suppress(Empty):
             return played.get(timeout=SECONDS_BETWEEN_LOOKS)
         if broken := [each.name for each in team if each.exitcode]:
-            for each in team:
-                each.terminate()
             raise RuntimeError(f"{', '.join(broken)} broke down")
 
 
 def player(waiting: Queue[Turn | None], played: Queue[Played], seed: int) -> None:
     """Play turns until there is none left."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), ExitStack() as services, ExitStack() as stack:
         keeper = StageKeeper(Servers(services))
         stack.callback(keeper.close)
@@ -111,9 +120,11 @@ def play_on(
     fault = FAULTS[turn.fault]
     stage = keeper.stage(fault.needs, turn.kind)
     verdict = play_once(fault, stage, fault_free, seed=seed, number=number)
+    where = f"  run {number} of {fault.name} on {turn.kind}, {stage.folder}"
     for problem in verdict.problems:
-        where = f"run {number} of {fault.name} on {turn.kind}, {stage.folder}"
-        print(f"  {where}: {problem}", flush=True)
+        print(f"{where}: {problem}", flush=True)
+    if verdict.excuse is not None:
+        print(f"{where}: excused: {verdict.excuse}", flush=True)
     if verdict.problems:
         # The next run must not meet what this one left behind.
         keeper.close()

@@ -54,6 +54,10 @@ class Row:
         fault, kind, *cells = (cell.strip() for cell in line.strip().strip("|").split("|"))
         return cls(fault=fault, kind=kind, cells=tuple(cells))
 
+    @property
+    def runs(self) -> int:
+        return int(self.cells[0])
+
     def line(self) -> str:
         return "| " + " | ".join((self.fault, self.kind, *self.cells)) + " |"
 
@@ -90,7 +94,7 @@ def update_report(path: Path, rows: Sequence[Row], *, seed: int, order: Sequence
 def runs_in_report(path: Path) -> dict[tuple[str, str], int]:
     """How many runs each row tells of, by fault and database as they are shown."""
     _, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    return {(row.fault, row.kind): int(row.cells[0]) for row in _rows_of(rest)}
+    return {(row.fault, row.kind): row.runs for row in _rows_of(rest)}
 
 
 def shown_kind(kind: DatabaseKind) -> str:

@@ -21,6 +21,7 @@ POLL_SECONDS = 0.002
 # Where no moment is looked for: asking costs what the workers lack.
 CALM_POLL_SECONDS = 0.05
 LOADED = re.compile(r" model_loaded .*? seconds=([\d.]+)")
+IMPORTED = re.compile(r" engine_imported .*?seconds=([\d.]+)")
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -48,8 +49,8 @@ class Run:
     Attributes:
         allowance_seconds: What recovery may take beside a lease and a sweep:
             the start of a worker that had to be started.
-        command_seconds: The most that `submit` and `results` took, which tells
-            how busy the machine is.
+        slowness: How many times slower than the fastest of its kind the slowest
+            command was, which tells how busy the machine is.
         strikes: How many blows there were that may cost what a process held.
         affected: The prompts whose next beginning ends the recovery; None when
             nothing had to recover.
@@ -65,7 +66,7 @@ class Run:
             worker.log_file: worker.log_file.stat().st_size for worker in stage.box.workers
         }
         self.allowance_seconds = 0.0
-        self.command_seconds = 0.0
+        self.slowness = 1.0
         self.strikes = 0
         self.struck_at = 0.0
         self.struck_child: int | None = None
@@ -83,9 +84,7 @@ class Run:
     ) -> Job:
         """Submit a job with the real command."""
         order = self.submit_command(model, prompts, *arguments, shard_size=shard_size)
-        began = time.monotonic()
-        job_id = self.stage.box.run(*order).stdout.strip()
-        self.command_seconds = max(self.command_seconds, time.monotonic() - began)
+        job_id = self._timed(*order).strip()
         return self.expect(Job(id=job_id, model=model, prompts=prompts, arguments=arguments))
 
     def submit_command(
@@ -115,7 +114,7 @@ class Run:
     def wait_until_some_are_begun(self, job: Job, most_share: float = 0.8) -> None:
         """Wait for a random number of the job's prompts to be begun, and a little longer."""
         count = self.random.randrange(1, max(2, int(len(job.prompts) * most_share)))
-        self.wait_until(lambda: len(self.trace.read()) >= count, unless=lambda: self.has_ended(job))
+        self.wait_until(lambda: self.trace.count() >= count, unless=lambda: self.has_ended(job))
         self.pause(0.05)
 
     def wait_until_loading(self) -> Job:
@@ -231,19 +230,32 @@ class Run:
         return len(begun) - len(set(begun))
 
     def results(self, job: Job) -> list[dict[str, object]]:
-        began = time.monotonic()
-        output = self.stage.box.run("results", job.id).stdout
-        self.command_seconds = max(self.command_seconds, time.monotonic() - began)
+        output = self._timed("results", job.id)
         return [json.loads(line) for line in output.splitlines()]
+
+    def _timed(self, *command: str) -> str:
+        """What a command prints, its time held against those of its kind."""
+        began = time.monotonic()
+        output = self.stage.box.run(*command).stdout
+        slowness = self.stage.pace.slowness(command[0], time.monotonic() - began)
+        self.slowness = max(self.slowness, slowness)
+        return output
 
     def last_load_seconds(self) -> float:
         """How long a worker took for the last model that was loaded."""
-        logs = "".join(self._logs())
-        return float(LOADED.findall(logs)[-1]) if LOADED.search(logs) else 0.0
+        return self._last(LOADED)
+
+    def last_import_seconds(self) -> float:
+        """How long the last child took to import the engine, before it claimed anything."""
+        return self._last(IMPORTED)
 
     def logged(self, event: str) -> int:
         """How often the workers have said so in this run, the dead ones too."""
         return sum(log.count(event) for log in self._logs())
+
+    def _last(self, seconds: re.Pattern[str]) -> float:
+        found = seconds.findall("".join(self._logs()))
+        return float(found[-1]) if found else 0.0
 
     def _logs(self) -> Iterator[str]:
         for worker in self.stage.box.workers:

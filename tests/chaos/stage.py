@@ -54,9 +54,12 @@ crash_on = "boom"
 
 [models.broken]
 folder = "nowhere"
+
+[models.tiny-bloom-again]
+packaged = "tiny-bloom"
 """
-REAL_MODEL = "tiny-bloom"
-MODELS = ("steady", "quick", "loads-a", "loads-b", "bomb", "broken", REAL_MODEL)
+REAL_MODELS = ("tiny-bloom", "tiny-bloom-again")
+MODELS = ("steady", "quick", "loads-a", "loads-b", "bomb", "broken", *REAL_MODELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class Needs:
             one behind a proxy, or the one that a worker starts by itself.
         clock_shifts: Seconds that each worker's clock is off.
         busy_seconds: How long a worker waits for a locked SQLite.
-        lease_seconds, max_crashes: The settings of those names.
+        lease_seconds, max_crashes, micro_batch_rows: The settings of those names.
         small_disk: Whether the database is on a disk of a few megabytes.
     """
 
@@ -79,13 +82,27 @@ class Needs:
     busy_seconds: float | None = None
     lease_seconds: float = LEASE_SECONDS
     max_crashes: int = 3
+    micro_batch_rows: int = MICRO_BATCH_ROWS
     small_disk: bool = False
+
+
+class Pace:
+    """How fast the machine is now, beside how fast it was at its best."""
+
+    def __init__(self) -> None:
+        self._fastest: dict[str, float] = {}
+
+    def slowness(self, kind: str, seconds: float) -> float:
+        """How many times longer this took than the fastest of its kind."""
+        self._fastest[kind] = min(seconds, self._fastest.get(kind, seconds))
+        return seconds / self._fastest[kind]
 
 
 class Servers:
     """What stages share, started when it is first asked for."""
 
     def __init__(self, stack: ExitStack) -> None:
+        self.pace = Pace()
         self._stack = stack
         self._postgres: Postgres | None = None
         self._forks: Forks | None = None
@@ -120,10 +137,12 @@ class Stage:
         self.folder = folder
         self.trace_file = folder / "trace.jsonl"
         self.poison_file = folder / "poison"
+        self.shortage_file = folder / "shortage"
         self.disk: SmallDisk | None = None
         self.redis: RealRedis | None = None
         self.proxy: CuttingProxy | None = None
         self.postgres = servers.postgres if kind == "postgres" else None
+        self.pace = servers.pace
         self._stack = stack
         if needs.small_disk:
             self.disk = stack.enter_context(small_disk(DISK_MEGABYTES))
@@ -178,10 +197,11 @@ class Stage:
         settings = {
             "TGP_LEASE_SECONDS": str(self.needs.lease_seconds),
             "TGP_SWEEP_SECONDS": str(SWEEP_SECONDS),
-            "TGP_MICRO_BATCH_ROWS": str(MICRO_BATCH_ROWS),
+            "TGP_MICRO_BATCH_ROWS": str(self.needs.micro_batch_rows),
             "TGP_MAX_CRASHES": str(self.needs.max_crashes),
             "CHAOS_TRACE": str(self.trace_file),
             "CHAOS_POISON": str(self.poison_file),
+            "CHAOS_SHORTAGE": str(self.shortage_file),
             "PYTHONPATH": str(ROOT),
         }
         if self.needs.busy_seconds is not None:

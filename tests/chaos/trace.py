@@ -48,9 +48,16 @@ class Trace:
 
     def read(self) -> list[Begun]:
         """What was begun since; a line that is being written is left out."""
+        whole, _, _ = self._written().rpartition(b"\n")
+        return [Begun(**json.loads(line)) for line in whole.splitlines()]
+
+    def count(self) -> int:
+        """How many prompts were begun since, for those who ask often."""
+        return self._written().count(b"\n")
+
+    def _written(self) -> bytes:
         if not self._path.exists():
-            return []
+            return b""
         with self._path.open("rb") as file:
             file.seek(self._start)
-            whole, _, _ = file.read().rpartition(b"\n")
-        return [Begun(**json.loads(line)) for line in whole.splitlines()]
+            return file.read()

@@ -2,7 +2,7 @@
 
     python -m tests.chaos.traced_worker worker --model steady
 
-The real command in the real processes. Three things are put in before it
+The real command in the real processes. Five things are put in before it
 starts, each asked for by a variable:
 
 - CHAOS_TRACE: the file that every prompt goes to when an engine takes it.
@@ -11,6 +11,8 @@ starts, each asked for by a variable:
   otherwise.
 - CHAOS_POISON: a file; while it exists, the prompt it holds kills the process
   that takes it.
+- CHAOS_SHORTAGE: a file; while it exists, it says when a real engine finds no
+  memory.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import datetime
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -69,7 +72,12 @@ def trace_engines() -> None:
     engine_for = host_class.engine_for
 
     def traced(host: Any, *arguments: Any, **options: Any) -> TracedEngine:
-        return TracedEngine(engine_for(host, *arguments, **options))
+        engine = engine_for(host, *arguments, **options)
+        if "torch" in sys.modules:
+            from tests.chaos.scarce_memory import make_scarce
+
+            make_scarce(engine, Path(os.environ["CHAOS_SHORTAGE"]))
+        return TracedEngine(engine)
 
     host_class.engine_for = traced
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from tests.chaos.run import Job, Run
 from tests.chaos.stage import MICRO_BATCH_ROWS, SWEEP_SECONDS
 
-# What a machine takes to schedule, fork and answer, on top of what is promised;
-# as long as a command took, if it is so busy that this was more.
+# What an idle machine takes to schedule, fork and answer, on top of what is promised.
 MACHINE_SECONDS = 1.0
 # A process that dies has taken one micro-batch and may not have written the one before.
 MOST_REPEATED_PER_STRIKE = 2 * MICRO_BATCH_ROWS
@@ -28,6 +27,7 @@ class Verdict:
         recovery_seconds: From the blow until what it stopped was begun again;
             None when nothing had stopped.
         problems: Every promise that was not kept, in words.
+        excuse: Why a recovery that was too late for an idle machine is none of them.
     """
 
     lost: int
@@ -35,6 +35,7 @@ class Verdict:
     repeated: int
     recovery_seconds: float | None
     problems: tuple[str, ...]
+    excuse: str | None = None
 
 
 class FaultFree:
@@ -82,18 +83,28 @@ def judge(run: Run, fault_free: Callable[[Job], dict[str, object]]) -> Verdict:
         duplicated += excess
     if repeated > (most := run.strikes * MOST_REPEATED_PER_STRIKE):
         problems.append(f"{repeated} prompts were begun again, more than {most}")
-    promised = run.stage.needs.lease_seconds + SWEEP_SECONDS
-    machine_seconds = max(MACHINE_SECONDS, run.command_seconds)
-    most_seconds = promised + machine_seconds + run.allowance_seconds
-    if recovery is not None and recovery > most_seconds:
-        problems.append(f"work went on after {recovery:.1f} s, later than {most_seconds:.1f}")
+    excuse = _judge_recovery(run, recovery)
     return Verdict(
         lost=lost,
         duplicated=duplicated,
         repeated=repeated,
         recovery_seconds=recovery,
         problems=tuple(problems),
+        excuse=excuse,
     )
+
+
+def _judge_recovery(run: Run, seconds: float | None) -> str | None:
+    """Hold the recovery to what is promised; what a slow machine is to blame for, if it is."""
+    promised = run.stage.needs.lease_seconds + SWEEP_SECONDS + run.allowance_seconds
+    if seconds is None or seconds <= promised + MACHINE_SECONDS:
+        return None
+    most_seconds = promised + MACHINE_SECONDS * run.slowness
+    late = f"work went on after {seconds:.1f} s, on a machine {run.slowness:.1f} times slower"
+    if seconds <= most_seconds:
+        return late
+    run.problems.append(f"{late}, later than {most_seconds:.1f}")
+    return None
 
 
 def failed(run: Run, reason: str) -> Verdict:
