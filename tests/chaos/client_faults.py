@@ -58,7 +58,8 @@ def killed_submit(run: Run) -> None:
     key = f"killed-{run.stage.folder.name}-{run.number}"
     order = run.submit_command("steady", PROMPTS, "--idempotency-key", key)
     process = run.stage.box.start(*order)
-    run.pause(0.9)
+    # About as long as it takes: before the commit, between it and the message, after.
+    run.pause(0.3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (job_id,) = ids_of(run, run.at_once(order))
