@@ -38,10 +38,14 @@ class ForwardCalls:
         # Given as 4D, a mask is used as it is; else transformers looks into it
         # and the host waits for the GPU. BLOOM's eager attention wants it 2D.
         self._takes_4d_masks = model.config._attn_implementation == "sdpa"
-        # Attention is faster without a mask where rows are of one length. But
+        # Where rows are of one length, attention is faster without a mask, BLOOM
+        # makes its ALiBi once for all rows, and transformers need not look (for
+        # which the host waits for the GPU) whether a mask says anything. But
         # GPT-2 looks for padding among the tokens then.
-        self._may_leave_mask_out = self._takes_4d_masks and (
-            family.is_encoder_decoder or model.config.pad_token_id is None
+        self._may_leave_mask_out = (
+            not self._takes_4d_masks
+            or family.is_encoder_decoder
+            or model.config.pad_token_id is None
         )
 
     def decode(
@@ -89,13 +93,15 @@ class ForwardCalls:
             Logits [R, V] of their last tokens.
         """
         with torch.inference_mode():
-            longest = max(len(prompt) for prompt in prompts)
+            lengths = [len(prompt) for prompt in prompts]
+            longest = max(lengths)
             tokens = torch.tensor(
                 [[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
             ).to(self._device)  # [R, P]
-            lengths = torch.tensor([len(prompt) for prompt in prompts]).to(self._device)
-            mask = self._ends_at_edge(lengths, longest).long()
-            inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask}
+            mask = self._ends_at_edge(torch.tensor(lengths).to(self._device), longest).long()
+            inputs: dict[str, Any] = {"input_ids": tokens}
+            if not self._need_no_mask(lengths):
+                inputs["attention_mask"] = mask
             if self._takes_positions:
                 inputs["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)
             return self._logits(inputs, cache)
@@ -122,7 +128,9 @@ class ForwardCalls:
             tokens = torch.tensor(
                 [[*prompt, *[self._pad] * (max(lengths) - len(prompt))] for prompt in prompts]
             ).to(self._device)  # [R, S]
-            mask = self._starts_at_edge(lengths).long()
+            mask = None
+            if not self._need_no_mask(lengths):
+                mask = self._starts_at_edge(lengths).long()
             encoder = self._model.get_encoder()
             states = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
             # Copies, so that the padding is not held with them.
@@ -136,11 +144,13 @@ class ForwardCalls:
         """
         with torch.inference_mode():
             padded = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True)  # [R, S, W]
-            inputs = {
+            inputs: dict[str, Any] = {
                 "encoder_outputs": BaseModelOutput(last_hidden_state=padded),
-                "attention_mask": self._shaped(self._starts_at_edge([len(row) for row in states])),
                 "decoder_input_ids": torch.full((len(states), 1), start_token, device=self._device),
             }
+            lengths = [len(row) for row in states]
+            if not self._need_no_mask(lengths):
+                inputs["attention_mask"] = self._shaped(self._starts_at_edge(lengths))
             return self._logits(inputs, cache)
 
     @staticmethod
