@@ -6,16 +6,17 @@
 
 On a CPU: a random model of each decoder family whose int8 store has so many
 bytes, under a RAM budget of a third of it, beside accelerate's disk offload of
-the same weights in bfloat16 and in float32. Same prompts, same new tokens,
-each in a process of its own, one after another. "cold" drops a block's file
-from the page cache after each use, as memory no larger than the budget would;
-"warm" has every file in it, which takes more memory than the budget says. The
-budget is enforced on ours with RLIMIT_DATA (private memory that may be written,
-mapped files included) and 256 MiB more, for address space that libraries never
-touch. accelerate is told the budget as max_memory; under that limit it fails,
-because safetensors maps its files as memory of that kind. "RAM MiB" is the
-peak of RssAnon above what was held before the load. "CPU s" is the processor
-time of a step, which a busy box does not stretch.
+the same weights in bfloat16 and in float32. Ours is the engine that a worker
+runs, accelerate's is driven by generate(); as many prompt and new tokens of
+each, each in a process of its own, one after another. "cold" drops a block's
+file from the page cache after each use, as memory no larger than the budget
+would; "warm" has every file in it, which takes more memory than the budget
+says. The budget is enforced on ours with RLIMIT_DATA (private memory that may
+be written, mapped files included) and 256 MiB more, for address space that
+libraries never touch. accelerate is told the budget as max_memory; under that
+limit it fails, because safetensors maps its files as memory of that kind. "RAM
+MiB" is the peak of RssAnon above what was held before the load. "CPU s" is the
+processor time of a step, which a busy box does not stretch.
 
 On a GPU: see benchmarks.offload.on_gpu.
 """
@@ -44,6 +45,8 @@ VOCABULARY = 8192
 FAMILIES = ("bloom", "gpt-neox", "cerebras")
 TINY_GIGABYTES, TINY_WIDTH = 0.02, 256
 WANTED = 3.0
+PROMPT_TOKENS, NEW_TOKENS = 32, 8
+KV_CACHES = ("float", "int8")
 
 
 def main() -> None:
@@ -60,12 +63,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A model larger than its memory.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
-    parser.add_argument("--prompt-tokens", type=int, default=32)
-    parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--prompt-tokens", type=int, help="32 on a CPU, 64 on a GPU")
+    parser.add_argument("--new-tokens", type=int, help="8 on a CPU, 32 on a GPU")
     on_cpu = parser.add_argument_group("on a CPU")
     on_cpu.add_argument("--family", choices=FAMILIES, help="all three, if left out")
     on_cpu.add_argument("--gigabytes", type=float, default=1.5, help="of int8 weights")
     on_cpu.add_argument("--modes", nargs="+", choices=OURS, default=list(OURS))
+    on_cpu.add_argument("--kv-caches", nargs="+", choices=KV_CACHES, default=list(KV_CACHES))
     on_cpu.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     on_cpu.add_argument("--page-cache", nargs="+", default=["cold", "warm"])
     on_gpu = parser.add_argument_group("on a GPU")
@@ -89,9 +93,11 @@ def compare_on_cpu(folder: Path, family: str, arguments: argparse.Namespace) -> 
         if name == "model":
             store_bytes = store.bytes
     rows, budget = arguments.batch or 8, store_bytes // 3
+    prompt_tokens = arguments.prompt_tokens or PROMPT_TOKENS
+    new_tokens = arguments.new_tokens or NEW_TOKENS
     print(
         f"\n{family}: {store_bytes / GB:.2f} GB as int8, budget {budget / GB:.2f} GB, "
-        f"{rows} rows of {arguments.prompt_tokens} + {arguments.new_tokens} tokens"
+        f"{rows} rows of {prompt_tokens} + {new_tokens} tokens"
     )
 
     def run(way: Any, page_cache: str, **changes: Any) -> Run:
@@ -101,23 +107,28 @@ def compare_on_cpu(folder: Path, family: str, arguments: argparse.Namespace) -> 
             folder=str(folder / "model"),
             tiny=str(folder / "tiny"),
             rows=rows,
-            prompt_tokens=arguments.prompt_tokens,
-            new_tokens=arguments.new_tokens,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
             **options,
         )
 
-    runs = {
-        f"{way}, {state}": run(way, state)
-        for state in arguments.page_cache
-        for way in (*arguments.modes, *arguments.dtypes)
+    ours = {
+        f"{mode}, {kv_cache} KV": (mode, kv_cache)
+        for mode in arguments.modes
+        for kv_cache in arguments.kv_caches
     }
+    runs = {}
+    for state in arguments.page_cache:
+        for title, (mode, kv_cache) in ours.items():
+            runs[f"{title}, {state}"] = run(mode, state, kv_cache=kv_cache)
+        runs |= {f"{dtype}, {state}": run(dtype, state) for dtype in arguments.dtypes}
     whole = "llm_int8, all resident"
     runs[whole] = run("llm_int8", "warm", homes="resident", cpu_bytes=None)
     speeds = contest(runs)
     for state in arguments.page_cache:
-        for way in arguments.modes:
+        for title in ours:
             theirs = {f"{dtype}, {state}": WANTED for dtype in arguments.dtypes}
-            show_ratios(speeds, f"{way}, {state}", theirs)
+            show_ratios(speeds, f"{title}, {state}", theirs)
     if whole in speeds:
         blocks = model.config.num_hidden_layers
         show_bookkeeping(blocks, speeds[whole].step_seconds)

@@ -42,17 +42,17 @@ class Speed:
     processor_seconds: float
 
 
-def speed_of(run: Run, outcome: Outcome) -> Speed:
+def speed_of(outcome: Outcome) -> Speed:
     steps = outcome.steps
-    # A pass for each token; pages were dropped in each.
-    dropping = outcome.dropping_seconds / run.new_tokens
+    # Pages were dropped in each pass.
+    dropping = outcome.dropping_seconds / (1 + len(steps.step_seconds))
     seconds = sum(steps.step_seconds) - dropping * len(steps.step_seconds)
     prompt_seconds = steps.prompt_seconds - dropping
     return Speed(
         prompt_seconds=prompt_seconds,
         step_seconds=seconds / len(steps.step_seconds),
-        tokens_per_second=run.rows * len(steps.step_seconds) / seconds,
-        overall_tokens_per_second=run.rows * run.new_tokens / (prompt_seconds + seconds),
+        tokens_per_second=(steps.tokens - steps.first_tokens) / seconds,
+        overall_tokens_per_second=steps.tokens / (prompt_seconds + seconds),
         streamed_bytes_per_second=steps.streamed_bytes / seconds,
         wait_share=steps.wait_seconds / seconds,
         processor_seconds=steps.processor_seconds / len(steps.step_seconds),
@@ -84,7 +84,7 @@ def contest(runs: Mapping[str, Run]) -> dict[str, Speed]:
         if isinstance(outcome, str):
             print(f"{title:34}  FAILED: {outcome}", flush=True)
             continue
-        speed = speeds[title] = speed_of(run, outcome)
+        speed = speeds[title] = speed_of(outcome)
         print(f"{title:34}{_figures(speed, outcome)}   {outcome.placement}", flush=True)
         if outcome.link_bytes_per_second:
             share = speed.streamed_bytes_per_second / outcome.link_bytes_per_second

@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.offload.measure import PageCache, Steps, generate
+from benchmarks.offload.our_engine import generate_by_engine
 from benchmarks.offload.pinned_link import link_bytes_per_second
 from benchmarks.offload.ways import OURS, Loaded, Way, load
 from tests.peak_memory import PeakMemory, anonymous_bytes
+from worker.engine.kv_format import CacheDtype
 
 # Until a budget is enforced: address space that libraries take and never touch.
 UNTOUCHED_BYTES = 2**28
@@ -40,7 +42,9 @@ class Run:
         gpu_bytes: The most that torch may allocate on the GPU; None for all of it.
         cpu_bytes: For weights and, on a CPU, cache and computing; None for no limit.
         page_cache: "cold", "warm", or "as it is".
-        rows: Prompts, all of one length.
+        kv_cache: Of ours: "float" or "int8".
+        rows: Prompts, all of one length; None for as many as our plan has room for.
+        rounds: Of ours: so many prompts for each row; as one is over, the next takes its place.
         prompt_tokens: Of each.
         new_tokens: Of each.
     """
@@ -53,7 +57,9 @@ class Run:
     gpu_bytes: int | None = None
     cpu_bytes: int | None = None
     page_cache: str = "as it is"
-    rows: int
+    kv_cache: CacheDtype = "float"
+    rows: int | None
+    rounds: int = 1
     prompt_tokens: int
     new_tokens: int
 
@@ -131,6 +137,7 @@ def _load(run: Run) -> Loaded:
         device=torch.device(run.device),
         gpu_bytes=run.gpu_bytes,
         cpu_bytes=run.cpu_bytes,
+        kv_cache=run.kv_cache,
         rows=run.rows,
         prompt_tokens=run.prompt_tokens,
         new_tokens=run.new_tokens,
@@ -139,14 +146,24 @@ def _load(run: Run) -> Loaded:
 
 def _measure(run: Run, loaded: Loaded) -> tuple[Steps, float]:
     cache = PageCache(loaded.files)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(2, 256, (run.rows, run.prompt_tokens), generator=generator)
     if run.page_cache == "warm":
         cache.fill()
     elif run.page_cache == "cold":
         cache.drop_after_use(loaded.model)
         cache.drop()
-    steps = generate(loaded.model, loaded.passes, ids.to(run.device), run.new_tokens)
+    if loaded.engine is not None:
+        steps = generate_by_engine(
+            loaded.engine,
+            loaded.passes,
+            is_encoder_decoder=loaded.model.config.is_encoder_decoder,
+            requests=run.rounds * loaded.engine.row_capacity,
+            prompt_tokens=run.prompt_tokens,
+            new_tokens=run.new_tokens,
+        )
+    else:
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(2, 256, (run.rows or 1, run.prompt_tokens), generator=generator)
+        steps = generate(loaded.model, loaded.passes, ids.to(run.device), run.new_tokens)
     return steps, cache.seconds
 
 

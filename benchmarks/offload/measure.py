@@ -21,11 +21,13 @@ PAD = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What one generate() took; the first token's time is the prompts'.
+    """What generating took; the first token's time is the prompts'.
 
     Attributes:
         prompt_seconds: To the first token.
         step_seconds: Of each later one.
+        tokens: Of all rows.
+        first_tokens: Of them, those of the first step.
         streamed_bytes: In all the later steps together.
         wait_seconds: Of them, spent waiting for weights.
         processor_seconds: Of this process's threads, in all the later steps together.
@@ -33,6 +35,8 @@ class Steps:
 
     prompt_seconds: float
     step_seconds: tuple[float, ...]
+    tokens: int
+    first_tokens: int
     streamed_bytes: int
     wait_seconds: float
     processor_seconds: float
@@ -92,6 +96,8 @@ def generate(model: Any, passes: WeightPasses, input_ids: torch.Tensor, new_toke
     return Steps(
         prompt_seconds=seconds[0],
         step_seconds=tuple(seconds[1:]),
+        tokens=len(input_ids) * new_tokens,
+        first_tokens=len(input_ids),
         streamed_bytes=streamed.streamed_bytes,
         wait_seconds=streamed.link_wait_seconds,
         processor_seconds=clock.processor[-1] - clock.processor[0],

@@ -22,15 +22,19 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from benchmarks.offload.our_engine import engine_of
+from worker.engine.batch_limits import BatchLimits
+from worker.engine.continuous_engine import ContinuousEngine
 from worker.engine.int8_linear import ComputeMode
 from worker.engine.int8_model import plain_dtype
 from worker.engine.int8_store import Int8Store
+from worker.engine.kv_format import CacheDtype
 from worker.engine.library_noise import quiet_libraries
 from worker.engine.model_demands import Workload
 from worker.engine.placed_model import place_model
 from worker.engine.plan import Home
 from worker.engine.store_manifest import read_manifest
-from worker.engine.store_placement import PlacementOptions, plan_store
+from worker.engine.store_placement import PlacementOptions, limits_of, plan_store
 from worker.engine.stored_model import OpenedStore, open_store
 from worker.engine.weight_passes import ResidentPasses, WeightPasses
 
@@ -39,6 +43,8 @@ from worker.engine.weight_passes import ResidentPasses, WeightPasses
 # accelerate's offload of a float checkpoint to disk.
 Way = Literal["llm_int8", "w8a16", "seed", "accelerate-int8", "bfloat16", "float32"]
 OURS: tuple[ComputeMode, ...] = ("llm_int8", "w8a16")
+# No plan has room for more.
+MOST_ROWS = 512
 # Of a GPU budget, what stock libraries are told to fill with weights: the rest
 # is for cache and computing, as 11 of 15 GiB in the notebooks they come from.
 _SHARE_FOR_WEIGHTS = 11 / 15
@@ -53,6 +59,7 @@ class Loaded:
         passes: Runs its forward passes.
         placement: Where its weights are, in words.
         files: Its weight files.
+        engine: Of ours: what a worker runs.
         close: Frees it.
     """
 
@@ -60,6 +67,7 @@ class Loaded:
     passes: WeightPasses
     placement: str
     files: tuple[Path, ...]
+    engine: ContinuousEngine | None = None
     close: Callable[[], None] = lambda: None
 
 
@@ -71,16 +79,23 @@ def load(
     device: torch.device,
     gpu_bytes: int | None,
     cpu_bytes: int | None,
-    rows: int,
+    kv_cache: CacheDtype,
+    rows: int | None,
     prompt_tokens: int,
     new_tokens: int,
 ) -> Loaded:
     """Load a model one way; see benchmarks.offload.contestant for the arguments."""
     if way in OURS:
-        workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, shard_rows=rows)
-        options = PlacementOptions(gpu_bytes=gpu_bytes, cpu_bytes=cpu_bytes, workload=workload)
-        mode: ComputeMode = "w8a16" if way == "w8a16" else "llm_int8"
-        return _ours(folder / "store", device, options, mode, homes)
+        options = PlacementOptions(
+            gpu_bytes=gpu_bytes,
+            cpu_bytes=cpu_bytes,
+            mode="w8a16" if way == "w8a16" else "llm_int8",
+            kv_cache=kv_cache,
+            workload=Workload(
+                prompt_tokens=prompt_tokens, new_tokens=new_tokens, shard_rows=rows or MOST_ROWS
+            ),
+        )
+        return _ours(folder / "store", device, options, homes, rows)
     most = _max_memory(gpu_bytes, cpu_bytes)
     if way == "seed":
         return _seed_recipe(folder / "float16", most)
@@ -104,26 +119,31 @@ def open_folder(folder: Path, device: torch.device) -> OpenedStore:
 
 
 def _ours(
-    folder: Path, device: torch.device, options: PlacementOptions, mode: ComputeMode, homes: str
+    folder: Path, device: torch.device, options: PlacementOptions, homes: str, rows: int | None
 ) -> Loaded:
     opened = open_folder(folder, device)
     if homes == "plan":
         plan = plan_store(opened, options)
-        if plan.rows < options.workload.shard_rows:
-            raise RuntimeError(
-                f"the plan has room for {plan.rows} rows, not {options.workload.shard_rows}"
-            )
-        where = plan.homes
+        if rows is not None and plan.rows < rows:
+            raise RuntimeError(f"the plan has room for {plan.rows} rows, not {rows}")
+        where, limits = plan.homes, limits_of(plan, rows or plan.rows)
     else:
         where = homes_of_layers(opened, homes)
+        limits = BatchLimits(rows=rows or 1, encoded_rows=rows or 1)
     placed = place_model(
-        opened,
-        where,
-        mode=mode,
-        on_progress=lambda _: None,
-        should_stop=lambda: False,
+        opened, where, mode=options.mode, on_progress=lambda _: None, should_stop=lambda: False
     )
+    workload = options.workload
+    context_tokens = workload.prompt_tokens + workload.new_tokens + 1
     return Loaded(
+        engine=engine_of(
+            placed,
+            device,
+            limits,
+            mode=options.mode,
+            cache_dtype=options.kv_cache,
+            context_tokens=context_tokens,
+        ),
         model=placed.model,
         passes=placed.passes,
         placement=_in_words(list(where.values())),
