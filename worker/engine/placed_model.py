@@ -88,6 +88,8 @@ def place_model(
         ModelLoadError: The store is damaged, or there is not enough memory.
         LoadInterruptedError: should_stop() turned true; everything is freed.
     """
+    # First, for each matrix is allocated for a moment, though never written.
+    model = empty_model(opened.config, dtype=opened.dtype)
     with ExitStack() as cleanup:
         loaded = cleanup.enter_context(
             load_store(
@@ -98,7 +100,6 @@ def place_model(
                 should_stop=should_stop,
             )
         )
-        model = empty_model(opened.config, dtype=opened.dtype)
         in_float32 = _engine_only_names(loaded)
         put_int8_linears(model, opened.stored, mode=mode, in_float32=in_float32.__contains__)
         builder = _Builder(model, opened, loaded, cleanup)
