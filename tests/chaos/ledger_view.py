@@ -30,10 +30,14 @@ class Batch:
 
 
 class LedgerView:
-    """Reads only; every connection is its own, so that none goes stale."""
+    """Reads only, and often: a new connection costs Postgres more than a question.
+
+    On SQLite every connection is its own, so that nothing of it lies on a disk
+    that is filled or taken away.
+    """
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url, pooled=False)
+        self._database = Database(url, pooled=not url.startswith("sqlite"))
 
     def job_status(self, job_id: str) -> str | None:
         """The job's status; None while the database does not answer."""

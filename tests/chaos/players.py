@@ -21,7 +21,7 @@ from tests.chaos.verdict import FaultFree, Verdict
 
 # What a player takes at a time: small, so that all end together, and large enough
 # for a stage to be worth its set-up.
-RUNS_PER_TURN = 20
+RUNS_PER_TURN = 10
 SECONDS_BETWEEN_LOOKS = 5.0
 
 

@@ -191,7 +191,7 @@ class Run:
             held = self.stage.ledger.holders(job.id)
             if holding := [worker for worker in workers if worker.process.pid in held]:
                 return self.random.choice(holding)
-            time.sleep(POLL_SECONDS)
+            time.sleep(5 * POLL_SECONDS)
         return self.random.choice(workers)
 
     def start_worker(self) -> None:
