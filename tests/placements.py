@@ -7,6 +7,7 @@ from itertools import cycle
 import torch
 from safetensors.torch import load_file
 
+from tests.stores import read_block
 from worker.engine.block_file import StoredBlock
 from worker.engine.model_layout import ModelLayout
 from worker.engine.plan import Home
@@ -39,9 +40,7 @@ def tensors_wherever(block: LoadedBlock) -> dict[str, torch.Tensor]:
     """A block's tensors, read from the disk if that is its home."""
     if block.home != "disk":
         return dict(block.tensors)
-    flat = torch.empty(block.stored.buffer_bytes, dtype=torch.uint8)
-    block.stored.read_into(flat, on_bytes=lambda _count: None)
-    return block.stored.views(flat)
+    return block.stored.views(read_block(block.stored))
 
 
 def tensors_by_safetensors(block: StoredBlock) -> dict[str, torch.Tensor]:

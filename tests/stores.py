@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from worker.engine.block_file import StoredBlock
+from worker.engine.disk_reader import DiskReader
 from worker.engine.engine import LoadProgress, ModelSource
 from worker.engine.int8_store import Int8Store, prepare_store
 from worker.engine.store_plan import ENGINE_ONLY
@@ -28,6 +31,14 @@ def prepare(folder: Path, stores: Path, **options: Any) -> Int8Store:
     """Make the store of a checkpoint folder on the CPU."""
     options = {"device": CPU, "on_progress": ignore, "should_stop": never, **options}
     return prepare_store(ModelSource(alias="mine", folder=folder), stores, **options)
+
+
+def read_block(block: StoredBlock) -> torch.Tensor:
+    """A block's flat buffer, uint8 [buffer_bytes], as streaming reads it; or ModelLoadError."""
+    flat = torch.zeros(block.buffer_bytes, dtype=torch.uint8)
+    with closing(DiskReader(1)) as reader:
+        reader.begin(block, flat).wait()
+    return flat
 
 
 def plain_tensors(store: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -148,24 +148,6 @@ class StoredBlock:
     def buffer_bytes(self) -> int:
         """Of a flat buffer for them all: a few more, for alignment."""
         return max(segment.offset + segment.bytes for segment in self.segments)
-
-    def read_into(self, flat: torch.Tensor, *, on_bytes: Callable[[int], None]) -> None:
-        """Read the whole block into a buffer, uint8 [buffer_bytes] on the CPU.
-
-        Args:
-            flat: The buffer.
-            on_bytes: Told how many bytes were read since it was last.
-
-        Raises:
-            ModelLoadError: It cannot be read, or is not what was written.
-        """
-        for segment in self.segments:
-            sums = []
-            for start, count in segment.pieces():
-                first = segment.offset + start
-                sums.append(segment.read(start, flat[first : first + count]))
-                on_bytes(count)
-            segment.check(sums)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each tensor by its name in the file, as a view of a flat buffer on any device."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,14 @@ class ModelLayout:
     @property
     def tensors(self) -> tuple[TensorLayout, ...]:
         return tuple(tensor for block in self.blocks for tensor in block.tensors)
+
+    def without(self, names: Collection[str]) -> ModelLayout:
+        """The same but for these names in the state dict, and blocks that are empty then."""
+        blocks = (
+            replace(block, tensors=tuple(t for t in block.tensors if t.model_name not in names))
+            for block in self.blocks
+        )
+        return ModelLayout(blocks=tuple(block for block in blocks if block.tensors))
 
     @property
     def int8_bytes(self) -> int:
@@ -204,6 +212,7 @@ class _BlockFinder:
     def _add_transformer_blocks(self, model: Any) -> None:
         # What transformers never splits between devices is a block.
         block_classes = set(model._no_split_modules or ())
+        name_of = {id(module): name for name, module in model.named_modules()}
         in_encoder = set()
         if getattr(model.config, "is_encoder_decoder", False):
             in_encoder = {id(module) for module in model.get_encoder().modules()}
@@ -214,8 +223,7 @@ class _BlockFinder:
             for block in modules:
                 if type(block).__name__ in block_classes:
                     kind: BlockKind = "encoder" if id(block) in in_encoder else "decoder"
-                    (name,) = _names_of(model, block)
-                    self.blocks[name] = (kind, f"{kind}-{counts[kind]:03d}")
+                    self.blocks[name_of[id(block)]] = (kind, f"{kind}-{counts[kind]:03d}")
                     counts[kind] += 1
 
 

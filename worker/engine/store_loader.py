@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +18,9 @@ from worker.engine.engine import LoadInterruptedError, LoadProgress, ModelLoadEr
 from worker.engine.host_buffer import host_buffer
 from worker.engine.int8_store import Int8Store
 from worker.engine.plan import Home
+
+# A second one keeps the disk busy while the first sums what it has read.
+READERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +171,10 @@ class _Reader:
         self._only_while_loading = only_while_loading
         self._staging: list[tuple[torch.Tensor, Any]] = []
         self._turn = 0
-        self._read_ahead: torch.Tensor | None = None
+        self._of_thread = threading.local()
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="load-reader")
+        # What is not begun yet when loading stops is not read any more.
+        only_while_loading.callback(self._pool.shutdown, wait=True, cancel_futures=True)
 
     @property
     def is_cuda(self) -> bool:
@@ -175,7 +184,9 @@ class _Reader:
         size = block.buffer_bytes
         with _allocating(f"{block.name} in RAM, a buffer", size):
             flat = host_buffer(size, is_pinned=self.is_cuda, cleanup=self._cleanup)
-        block.read_into(flat, on_bytes=self._progress.add)
+        for segment in block.segments:
+            data = flat[segment.offset : segment.offset + segment.bytes]
+            self._read_all(segment, partial(data.narrow, 0))
         return flat
 
     def to_gpu(self, block: StoredBlock) -> torch.Tensor:
@@ -201,11 +212,7 @@ class _Reader:
         tensors: dict[str, torch.Tensor] = {}
         for segment in block.segments:
             # Now and not in the first pass, where a broken disk is a SIGBUS.
-            sums = []
-            for start, count in segment.pieces():
-                sums.append(segment.read(start, self._scratch()[:count]))
-                self._progress.add(count)
-            segment.check(sums)
+            self._read_all(segment, lambda _start, count: self._scratch()[:count])
             with _allocating(f"{block.name}, a mapping", segment.bytes):
                 pages = _mapped(segment)
             tensors |= segment.views(pages)
@@ -216,11 +223,25 @@ class _Reader:
         if self.is_cuda:
             torch.cuda.synchronize(self._device)
 
+    def _read_all(self, segment: Segment, target: Callable[[int, int], torch.Tensor]) -> None:
+        """Read a segment with all threads; target is asked where, in one of them."""
+
+        def read(piece: tuple[int, int]) -> int:
+            return segment.read(piece[0], target(*piece))
+
+        sums = []
+        pieces = list(segment.pieces())
+        for (_, count), piece_sum in zip(pieces, self._pool.map(read, pieces), strict=True):
+            sums.append(piece_sum)
+            self._progress.add(count)
+        segment.check(sums)
+
     def _scratch(self) -> torch.Tensor:
-        # One for all: torch's allocations of this size leave holes that nobody fills.
-        if self._read_ahead is None:
-            self._read_ahead = self._piece_buffer(is_pinned=False)
-        return self._read_ahead
+        # One for each thread: torch's allocations of this size leave holes that nobody fills.
+        if not hasattr(self._of_thread, "scratch"):
+            self._of_thread.scratch = self._piece_buffer(is_pinned=False)
+        scratch: torch.Tensor = self._of_thread.scratch
+        return scratch
 
     def _next_staging(self) -> tuple[torch.Tensor, Any]:
         if not self._staging:

@@ -103,7 +103,7 @@ def stored_layout(config: Any, names: Iterable[str], *, dtype: torch.dtype) -> S
             "first; remove its folder, and `tgp-jobs prepare` makes it again"
         )
     return StoredLayout(
-        layout=layout_of_skeleton(model, dtype=dtype, left_out=aliases),
+        layout=whole.without(aliases),
         ties={alias: tied[alias] for alias in aliases},
     )
 

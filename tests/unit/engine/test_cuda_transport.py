@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.stores import read_block
 from worker.engine.block_file import Segment, open_block
 from worker.engine.cuda_transport import CudaTransport
 from worker.engine.disk_reader import DiskReader
@@ -83,10 +84,7 @@ def blocks(folder: Path, homes: list[Home], files: ExitStack) -> list[LoadedBloc
     found = []
     for number, home in enumerate(homes):
         stored = open_block(folder, f"decoder-{number:03d}", manifest, files)
-        flat = None
-        if home == "ram":
-            flat = torch.zeros(stored.buffer_bytes, dtype=torch.uint8)
-            stored.read_into(flat, on_bytes=lambda _count: None)
+        flat = read_block(stored) if home == "ram" else None
         found.append(LoadedBlock(home=home, stored=stored, flat=flat))
     return found
 
