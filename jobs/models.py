@@ -125,9 +125,9 @@ def _index_of_status(status: str, moment: str) -> Index:
     Not one of all shards by status: nearly all have ended, so statistics of
     such an index tell SQLite that reading the table is no worse, for any status.
     """
-    where = text(f"status = '{status}'")
-    name = f"ix_shards_{status}"
-    return Index(name, "status", moment, sqlite_where=where, postgresql_where=where)
+    # The migration makes it so on Postgres too; to say that here would import
+    # Postgres' dialect in every command, which takes a twentieth of its time.
+    return Index(f"ix_shards_{status}", "status", moment, sqlite_where=text(f"status = '{status}'"))
 
 
 shards = Table(

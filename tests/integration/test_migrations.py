@@ -73,6 +73,19 @@ def test_the_migrated_schema_is_that_of_the_models(empty_database: Database) -> 
     assert differences(empty_database) == []
 
 
+def test_waiting_and_running_shards_have_indexes_of_their_own(empty_database: Database) -> None:
+    # What the comparison above does not look at: an index of a part of a table.
+    upgrade(empty_database)
+    # Not the connection for reading, which has looked at the schema before.
+    with empty_database.write() as connection:
+        where = {
+            str(index["name"]): " ".join(map(str, index.get("dialect_options", {}).values()))
+            for index in inspect(connection).get_indexes("shards")
+        }
+    assert "'queued'" in where["ix_shards_queued"]
+    assert "'running'" in where["ix_shards_running"]
+
+
 def test_a_schema_that_differs_is_told_apart(empty_database: Database) -> None:
     # So that the test above can fail: a column of another type, and one too many.
     upgrade(empty_database)
