@@ -83,6 +83,8 @@ def play(turns: Sequence[Turn], *, players: int, seed: int) -> Generator[Played]
     except BaseException:
         for each in team:
             each.terminate()
+        # Nobody will take what is left, and Python would wait for that at its exit.
+        waiting.cancel_join_thread()
         raise
     finally:
         # They take down their stages.
