@@ -3,6 +3,7 @@
     python -m benchmarks.batching [--prompts 512] [--rows 16] [--hidden 1024] [--layers 8]
                                   [--family gpt-neox|bloom|cerebras|flan]
                                   [--device cpu|cuda] [--threads 1] [--streamed]
+    python -m benchmarks.batching --uniform [--runs 5] [--hidden 1024] [--layers 8] ...
 
 Side by side, on one random model that is wholly resident, or whose int8 layers
 are streamed in every step (--streamed): our decode loop, and static
@@ -11,9 +12,9 @@ and completions have log-normal lengths (see PROMPT and COMPLETION), and each
 completion's length is forced. Both have the same rows; ours has for its cache
 the bytes that the largest static micro-batch takes.
 
-Then a batch that nobody can refill: rows of one length, our loop against one
-call of generate(). On a CPU that is measured in CPU seconds, because there
-the question is what a step costs beside its model, and other programs run.
+Then a batch that nobody can refill (see benchmarks.uniform_batch), where the
+question is what a step costs beside its model. --uniform runs that alone, and
+for all families.
 """
 
 from __future__ import annotations
@@ -26,40 +27,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BloomConfig,
-    GenerationConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    T5Config,
-)
 
-from benchmarks.streamed_maker import streamed_maker
-from tests.tiny_checkpoints import END, PAD, tiny_tokenizer
+from benchmarks.batching_models import (
+    FAMILIES,
+    Maker,
+    description,
+    forced_request,
+    maker_of,
+)
+from benchmarks.uniform_batch import UniformBatch, show_uniform, show_uniform_head
 from worker.engine.batch_limits import BatchLimits
 from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import (
-    Engine,
-    GenerationRequest,
-    LoadedModel,
-    MicroBatch,
-    RequestList,
-    SamplingParameters,
-)
+from worker.engine.engine import Engine, GenerationRequest, MicroBatch, RequestList
 from worker.engine.int8_model import Int8Model
-from worker.engine.library_noise import quiet_libraries
 from worker.engine.transformers_engine import TransformersEngine
-
-VOCABULARY = 300
-CONTEXT_TOKENS = 1024
-FAMILIES = ("gpt-neox", "bloom", "cerebras", "flan")
-# Makes a model with nothing else running; one that streams its weights will do.
-Maker = Callable[[], Int8Model]
 
 
 @dataclass(frozen=True)
@@ -99,12 +82,16 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="tgp-bench-") as folder:
-        compare(maker_of(arguments, Path(folder)), arguments)
+        if not arguments.uniform:
+            family = arguments.family or FAMILIES[0]
+            compare(maker_of(family, arguments, Path(folder)), family, arguments)
+        if not arguments.streamed:
+            compare_uniform(arguments, Path(folder))
 
 
-def compare(maker: Maker, arguments: argparse.Namespace) -> None:
+def compare(maker: Maker, family: str, arguments: argparse.Namespace) -> None:
     requests = log_normal_requests(arguments.prompts, arguments.seed)
-    show_load(requests, arguments)
+    show_load(requests, family, arguments)
     static = run_static(maker(), requests, arguments.rows)
     cache_bytes = largest_batch_bytes(requests, maker(), arguments.rows)
     continuous = run_continuous(maker(), requests, arguments.rows, cache_bytes)
@@ -113,19 +100,28 @@ def compare(maker: Maker, arguments: argparse.Namespace) -> None:
     faster = continuous.tokens_per_second / static.tokens_per_second
     cheaper = static.cpu_seconds / continuous.cpu_seconds
     print(f"continuous / static: {faster:.2f} x as fast, {cheaper:.2f} x by CPU seconds")
-    if not arguments.streamed:
-        compare_uniform(maker, arguments)
+
+
+def compare_uniform(arguments: argparse.Namespace, folder: Path) -> None:
+    """Our loop against one call of generate(): of one family, or of all of them."""
+    rows, new_tokens = arguments.rows, arguments.uniform_tokens
+    show_uniform_head(rows, new_tokens, arguments.runs)
+    every = FAMILIES if arguments.uniform else FAMILIES[:1]
+    for family in (arguments.family,) if arguments.family else every:
+        model = maker_of(family, arguments, folder)()
+        show_uniform(family, UniformBatch(model, rows, new_tokens).measured(arguments.runs))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Continuous against static batching.")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--family", choices=FAMILIES, default="gpt-neox")
+    parser.add_argument("--family", choices=FAMILIES, help="default: gpt-neox; --uniform: all")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
+    parser.add_argument("--uniform", action="store_true", help="only the uniform batch")
     parser.add_argument("--uniform-tokens", type=int, default=64, help="new ones, of each row")
     parser.add_argument("--runs", type=int, default=5, help="of the uniform batch; medians count")
     parser.add_argument("--seed", type=int, default=1)
@@ -133,54 +129,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def maker_of(arguments: argparse.Namespace, folder: Path) -> Maker:
-    """Makes the same random model again and again, resident in float or streamed as int8."""
-    device = torch.device(arguments.device)
-
-    def make() -> Int8Model:
-        torch.manual_seed(0)
-        config = config_of(arguments.family, arguments.hidden, arguments.layers)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-        model = kind.from_config(config, dtype=dtype).to(device).eval()
-        return Int8Model(model=model, tokenizer=tiny_tokenizer(), device=device)
-
-    return streamed_maker(make().model, folder, device) if arguments.streamed else make
-
-
-def config_of(family: str, hidden: int, layers: int) -> Any:
-    ends = {"vocab_size": VOCABULARY, "bos_token_id": END, "eos_token_id": END}
-    heads = max(1, hidden // 64)
-    if family == "bloom":
-        return BloomConfig(hidden_size=hidden, n_layer=layers, n_head=heads, **ends)
-    if family == "cerebras":
-        return GPT2Config(n_embd=hidden, n_layer=layers, n_head=heads, **ends)
-    if family == "flan":
-        sizes = {"d_model": hidden, "d_kv": 64, "d_ff": 4 * hidden, "num_heads": heads}
-        return T5Config(
-            num_layers=layers, pad_token_id=PAD, decoder_start_token_id=PAD, **sizes, **ends
-        )
-    return GPTNeoXConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        **ends,
-    )
-
-
 def log_normal_requests(count: int, seed: int) -> list[GenerationRequest]:
     chance = random.Random(seed)
     return [
         forced_request(key, PROMPT.draw(chance), COMPLETION.draw(chance)) for key in range(count)
     ]
-
-
-def forced_request(key: int, prompt_tokens: int, new_tokens: int) -> GenerationRequest:
-    # The tokenizer knows no pair of these letters, so each is a token.
-    prompt = "".join("#%"[place % 2] for place in range(prompt_tokens))
-    parameters = SamplingParameters(max_new_tokens=new_tokens, eos_token_ids=())
-    return GenerationRequest(key=key, prompt=prompt, parameters=parameters)
 
 
 def run_static(model: Int8Model, requests: Sequence[GenerationRequest], rows: int) -> Run:
@@ -242,63 +195,13 @@ def largest_batch_bytes(requests: Sequence[GenerationRequest], model: Int8Model,
     )
 
 
-def compare_uniform(maker: Maker, arguments: argparse.Namespace) -> None:
-    """Our loop against one call of generate(), in turn."""
-    model = maker()
-    rows, new_tokens = arguments.rows, arguments.uniform_tokens
-    engine = ContinuousEngine(
-        model, description(model), limits=BatchLimits(rows=rows, encoded_rows=rows)
-    )
-    requests = [forced_request(key, 64, new_tokens) for key in range(rows)]
-    input_ids = torch.tensor([model.tokenizer(requests[0].prompt)["input_ids"]] * rows)
-    settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, pad_token_id=PAD, decoder_start_token_id=PAD
-    )
-
-    def ours() -> object:
-        return list(engine.generate(RequestList(requests), should_stop=never))
-
-    def theirs() -> object:
-        ids = input_ids.to(model.device)
-        with torch.inference_mode(), quiet_libraries():
-            return model.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
-            ).cpu()
-
-    clock = time.process_time if arguments.device == "cpu" else time.perf_counter
-    ours()
-    theirs()
-    pairs = [(seconds_of(theirs, clock), seconds_of(ours, clock)) for _ in range(arguments.runs)]
-    stock, mine = (statistics.median(each) for each in zip(*pairs, strict=True))
-    unit = "CPU seconds" if arguments.device == "cpu" else "seconds"
-    print(f"\nuniform: {rows} rows of 64 prompt and {new_tokens} new tokens")
-    print(f"generate(): {stock:.2f} {unit}, ours: {mine:.2f}, ratio {stock / mine:.2f} x")
-
-
-def seconds_of(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    started = clock()
-    call()
-    return clock() - started
-
-
-def description(model: Int8Model) -> LoadedModel:
-    return LoadedModel(
-        alias="random",
-        device=str(model.device),
-        architecture=type(model.model).__name__,
-        parameter_count=0,
-        weight_bytes=0,
-        load_seconds=0.0,
-        context_tokens=CONTEXT_TOKENS,
-        compute_mode="w8a16",
-    )
-
-
-def show_load(requests: Sequence[GenerationRequest], arguments: argparse.Namespace) -> None:
+def show_load(
+    requests: Sequence[GenerationRequest], family: str, arguments: argparse.Namespace
+) -> None:
     prompts = [len(each.prompt) for each in requests]
     new = [each.parameters.max_new_tokens for each in requests]
     print(
-        f"{arguments.family}, {arguments.layers} layers of {arguments.hidden}, on "
+        f"{family}, {arguments.layers} layers of {arguments.hidden}, on "
         f"{arguments.device}; {len(requests)} prompts, {arguments.rows} rows"
     )
     for name, lengths, drawn in (("prompts", PROMPT, prompts), ("completions", COMPLETION, new)):
