@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -89,11 +89,9 @@ def load_engine(
         throughputs_cache=throughputs_cache,
         workload=workload,
     )
-    checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
-    hooks = _Hooks(on_progress, should_stop)
-    store = stores and store_for(
-        source, checkpoint, stores, chosen, on_progress=on_progress, should_stop=should_stop
-    )
+    hooks = _Hooks(on_progress=on_progress, should_stop=should_stop)
+    checkpoint = open_checkpoint(source, **hooks)
+    store = stores and store_for(source, checkpoint, stores, chosen, **hooks)
     if store:
         opened, tokenizer = _open(source, store, chosen, hooks)
         plan = plan_store(opened, options)
@@ -111,9 +109,8 @@ def load_engine(
     return make_engine(loaded, description, limits=limits, cache_dtype=kv_cache)
 
 
-@dataclass(frozen=True)
-class _Hooks:
-    """What whoever asked for the model wants to hear and to say."""
+class _Hooks(TypedDict):
+    """What whoever asked for the model wants to hear and to say; every step of a load takes it."""
 
     on_progress: Callable[[LoadProgress], None]
     should_stop: Callable[[], bool]
@@ -123,11 +120,7 @@ def _open(
     source: ModelSource, store: Int8Store, device: torch.device, hooks: _Hooks
 ) -> tuple[OpenedStore, Any]:
     """The store and its tokenizer."""
-    checkpoint = open_checkpoint(
-        ModelSource(alias=source.alias, folder=store.folder),
-        on_progress=hooks.on_progress,
-        should_stop=hooks.should_stop,
-    )
+    checkpoint = open_checkpoint(ModelSource(alias=source.alias, folder=store.folder), **hooks)
     opened = open_store(
         store, source.alias, checkpoint.config, device=device, dtype=plain_dtype(device)
     )
@@ -141,9 +134,8 @@ def _place(
         opened,
         plan.homes,
         mode=options.mode,
-        on_progress=hooks.on_progress,
-        should_stop=hooks.should_stop,
         disk_readers=options.disk_readers,
+        **hooks,
     )
     return Int8Model(
         model=placed.model,
@@ -177,9 +169,7 @@ def _load_whole(
             f"{checkpoint.folder} has no int8 store of this project's, and without one the model "
             f"computes in llm_int8 only, not in {mode}; set the compute mode to llm_int8"
         )
-    return load_int8(
-        checkpoint, device, on_progress=hooks.on_progress, should_stop=hooks.should_stop
-    )
+    return load_int8(checkpoint, device, **hooks)
 
 
 def _describe(
