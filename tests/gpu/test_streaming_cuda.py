@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
 
-from tests.integration.test_streaming import NEW_TOKENS, PROMPTS, placement_of
 from tests.placements import PLACEMENTS, bytes_by_home
-from tests.plain_models import greedy, plain_model
-from tests.stores import ignore, never, prepare
-from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from tests.streamed_models import (
+    PROMPTS,
+    PlainTokens,
+    StreamedModels,
+    at_homes,
+    placement_of,
+    tokens_of,
+)
+from tests.tiny_checkpoints import ALIASES
 from worker.engine import host_buffer
 from worker.engine.int8_linear import ComputeMode
 from worker.engine.int8_store import Int8Store
 from worker.engine.layout_demands import demands_of_layout
 from worker.engine.model_demands import Workload
-from worker.engine.placed_model import PlacedModel, place_model
 from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError, Home, Plan
-from worker.engine.stored_model import OpenedStore, open_store
+from worker.engine.plan import Budgets, CannotRunError, Plan
+from worker.engine.stored_model import OpenedStore
 from worker.engine.throughputs import T4
 
 pytestmark = [
@@ -32,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 
-CUDA = torch.device("cuda", 0)
+ON_CUDA = StreamedModels(torch.device("cuda", 0), torch.float16)
 MODES: tuple[ComputeMode, ...] = ("llm_int8", "w8a16")
 BATCHES = {"one prompt": PROMPTS[:1], "five of other lengths": PROMPTS}
 SHORT_ROWS = Workload(prompt_tokens=24, new_tokens=8, shard_rows=6)
@@ -40,51 +41,19 @@ SHORT_ROWS = Workload(prompt_tokens=24, new_tokens=8, shard_rows=6)
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Int8Store]:
-    scratch = tmp_path_factory.mktemp("stores")
-    return {
-        alias: prepare(
-            checkpoint_folder(alias, scratch), scratch / alias, device=CUDA, dtype=torch.float16
-        )
-        for alias in ALIASES
-    }
+    return ON_CUDA.stores(tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture(scope="module")
-def plain(stores: dict[str, Int8Store]) -> Any:
-    """The tokens of plain transformers, for an alias, a mode and some prompts in one batch."""
-    known: dict[tuple[str, str, tuple[str, ...]], list[Any]] = {}
-
-    def tokens(alias: str, mode: str, prompts: tuple[str, ...]) -> list[Any]:
-        key = (alias, mode, prompts)
-        if key not in known:
-            model = plain_model(stores[alias], mode=mode, device=CUDA, dtype=torch.float16)
-            known[key] = greedy(model, stores[alias], prompts, new_tokens=NEW_TOKENS)
-        return known[key]
-
-    return tokens
-
-
-def opened(store: Int8Store) -> OpenedStore:
-    config = AutoConfig.from_pretrained(store.folder)
-    return open_store(store, "tiny", config, device=CUDA, dtype=torch.float16)
-
-
-@contextmanager
-def at_homes(source: OpenedStore, homes: dict[str, Home], **options: Any) -> Iterator[PlacedModel]:
-    options = {"mode": "llm_int8", **options}
-    model = place_model(source, homes, on_progress=ignore, should_stop=never, **options)
-    try:
-        yield model
-    finally:
-        model.close()
+def plain(stores: dict[str, Int8Store]) -> PlainTokens:
+    return ON_CUDA.plain(stores)
 
 
 def tokens_at(
     store: Int8Store, placement: str, prompts: tuple[str, ...], **options: Any
 ) -> list[Any]:
-    source = opened(store)
-    with at_homes(source, placement_of(source, placement), **options) as model:
-        return greedy(model.model, store, prompts, new_tokens=NEW_TOKENS)
+    with ON_CUDA.placed(store, placement, **options) as model:
+        return tokens_of(model, store, prompts)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -97,7 +66,7 @@ def test_the_tokens_are_those_of_plain_transformers(
     mode: ComputeMode,
     batch: str,
     stores: dict[str, Int8Store],
-    plain: Any,
+    plain: PlainTokens,
 ) -> None:
     tokens = tokens_at(stores[alias], placement, BATCHES[batch], mode=mode)
     assert tokens == plain(alias, mode, BATCHES[batch])
@@ -118,7 +87,7 @@ def test_the_tokens_are_those_of_everything_resident_with_any_number_of_slots(
 def test_each_tier_holds_the_bytes_of_its_blocks(
     alias: str, placement: str, stores: dict[str, Int8Store]
 ) -> None:
-    source = opened(stores[alias])
+    source = ON_CUDA.opened(stores[alias])
     homes = placement_of(source, placement)
     with at_homes(source, homes) as model:
         for home, expected in bytes_by_home(source.stored.layout, homes).items():
@@ -130,7 +99,7 @@ def test_each_tier_holds_the_bytes_of_its_blocks(
 def test_memory_is_what_the_plan_says(
     alias: str, has_ram: bool, stores: dict[str, Int8Store]
 ) -> None:
-    source = opened(stores[alias])
+    source = ON_CUDA.opened(stores[alias])
     plan = tightest_plan(source, has_ram=has_ram)
     assert len(plan.blocks_at("resident")) < len(plan.blocks)
     with at_homes(source, plan.homes) as model:
@@ -186,9 +155,8 @@ def test_one_model_after_another_leaves_no_memory_taken(
 
 
 def use(store: Int8Store, pinned: dict[int, int]) -> None:
-    source = opened(store)
-    with at_homes(source, placement_of(source, "mixed")) as model:
-        greedy(model.model, store, PROMPTS, new_tokens=NEW_TOKENS)
+    with ON_CUDA.placed(store, "mixed") as model:
+        tokens_of(model, store)
         assert sum(pinned.values()) >= model.loaded.bytes_at("ram") > 0
 
 

@@ -17,96 +17,49 @@ import pytest
 import torch
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
-from tests.placements import PLACEMENTS, homes_of
-from tests.plain_models import greedy, plain_model
+from tests.placements import PLACEMENTS
+from tests.plain_models import plain_model
 from tests.stores import CPU, ignore, never, prepare
+from tests.streamed_models import (
+    PROMPTS,
+    PlainTokens,
+    StreamedModels,
+    placement_of,
+    tokens_of,
+)
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
 from worker.engine.block_file import Segment
 from worker.engine.engine import ModelLoadError
 from worker.engine.int8_linear import ComputeMode
 from worker.engine.int8_store import Int8Store
 from worker.engine.placed_model import PlacedModel, place_model
-from worker.engine.plan import Home
-from worker.engine.stored_model import OpenedStore, open_store
+from worker.engine.stored_model import open_store
 
-NEW_TOKENS = 8
-PROMPTS = (
-    "The worker claims a shard in the database and renews its lease while it works on",
-    "Every prompt is written to the database before",
-    "The queue holds",
-    "A lease",
-    "A",
-)
+ON_CPU = StreamedModels(CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Int8Store]:
-    scratch = tmp_path_factory.mktemp("stores")
-    return {
-        alias: prepare(checkpoint_folder(alias, scratch), scratch / alias, dtype=torch.float32)
-        for alias in ALIASES
-    }
+    return ON_CPU.stores(tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture(scope="module")
-def plain(stores: dict[str, Int8Store]) -> Any:
-    """The tokens of plain transformers, for an alias, a mode and some prompts in one batch."""
-    known: dict[tuple[str, str, tuple[str, ...]], list[Any]] = {}
-
-    def tokens(alias: str, mode: str, prompts: tuple[str, ...]) -> list[Any]:
-        key = (alias, mode, prompts)
-        if key not in known:
-            model = plain_model(stores[alias], mode=mode)
-            known[key] = greedy(model, stores[alias], prompts, new_tokens=NEW_TOKENS)
-        return known[key]
-
-    return tokens
-
-
-def opened(store: Int8Store) -> OpenedStore:
-    config = AutoConfig.from_pretrained(store.folder)
-    return open_store(store, "tiny", config, device=CPU, dtype=torch.float32)
-
-
-def placement_of(source: OpenedStore, placement: str) -> dict[str, Home]:
-    """The placement's homes, but for what cannot be streamed."""
-    homes = homes_of(source.stored.layout, placement)
-    for block in source.stored.layout.blocks:
-        is_shared = block.kind == "embedding" and source.config.is_encoder_decoder
-        if block.kind == "rest" or is_shared:
-            homes[block.name] = "resident"
-    return homes
+def plain(stores: dict[str, Int8Store]) -> PlainTokens:
+    return ON_CPU.plain(stores)
 
 
 @contextmanager
 def placed(
     store: Int8Store, placement: str, *, mode: ComputeMode = "w8a16", **options: Any
 ) -> Iterator[PlacedModel]:
-    source = opened(store)
-    model = place_model(
-        source,
-        placement_of(source, placement),
-        mode=mode,
-        on_progress=ignore,
-        should_stop=never,
-        **options,
-    )
-    try:
+    with ON_CPU.placed(store, placement, mode=mode, **options) as model:
         yield model
-    finally:
-        model.close()
-
-
-def tokens_of(
-    model: PlacedModel, store: Int8Store, prompts: tuple[str, ...] = PROMPTS
-) -> list[Any]:
-    return greedy(model.model, store, prompts, new_tokens=NEW_TOKENS)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("alias", ALIASES)
 def test_llm_int8_gives_the_tokens_of_plain_transformers_on_the_same_batch(
-    alias: str, placement: str, stores: dict[str, Int8Store], plain: Any
+    alias: str, placement: str, stores: dict[str, Int8Store], plain: PlainTokens
 ) -> None:
     with placed(stores[alias], placement, mode="llm_int8") as model:
         for prompts in (PROMPTS, PROMPTS[:1]):
@@ -118,7 +71,7 @@ def test_llm_int8_gives_the_tokens_of_plain_transformers_on_the_same_batch(
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("alias", ALIASES)
 def test_w8a16_gives_the_tokens_of_each_prompt_alone_in_any_batch(
-    alias: str, placement: str, stores: dict[str, Int8Store], plain: Any
+    alias: str, placement: str, stores: dict[str, Int8Store], plain: PlainTokens
 ) -> None:
     alone = [plain(alias, "w8a16", (prompt,))[0] for prompt in PROMPTS]
     with placed(stores[alias], placement) as model:
@@ -129,7 +82,7 @@ def test_w8a16_gives_the_tokens_of_each_prompt_alone_in_any_batch(
 @pytest.mark.parametrize("slot_count", [1, 2, 3, 99])
 @pytest.mark.parametrize("alias", ALIASES)
 def test_any_number_of_slots_gives_the_same_tokens(
-    alias: str, slot_count: int, stores: dict[str, Int8Store], plain: Any
+    alias: str, slot_count: int, stores: dict[str, Int8Store], plain: PlainTokens
 ) -> None:
     with placed(stores[alias], "all-on-disk", mode="llm_int8", slot_count=slot_count) as model:
         assert tokens_of(model, stores[alias]) == plain(alias, "llm_int8", PROMPTS)
@@ -144,7 +97,7 @@ def test_any_number_of_slots_gives_the_same_tokens(
 
 @pytest.mark.parametrize("alias", ALIASES)
 def test_a_slow_and_jittery_disk_changes_nothing_but_the_time(
-    alias: str, stores: dict[str, Int8Store], plain: Any, monkeypatch: pytest.MonkeyPatch
+    alias: str, stores: dict[str, Int8Store], plain: PlainTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays = random.Random(3)
     read = Segment.read
@@ -237,7 +190,7 @@ def test_a_damaged_block_is_found_when_it_is_loaded(own_store: Int8Store) -> Non
 
 
 def test_passes_that_go_together_fetch_each_block_once(
-    stores: dict[str, Int8Store], plain: Any
+    stores: dict[str, Int8Store], plain: PlainTokens
 ) -> None:
     store = stores["tiny-gpt-neox"]
     with placed(store, "all-on-disk") as model:

@@ -1,0 +1,102 @@
+"""Streamed tiny models on one device, and what plain transformers says to the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from tests.placements import homes_of
+from tests.plain_models import greedy, plain_model
+from tests.stores import ignore, never, prepare
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from worker.engine.int8_store import Int8Store
+from worker.engine.placed_model import PlacedModel, place_model
+from worker.engine.plan import Home
+from worker.engine.stored_model import OpenedStore, open_store
+
+NEW_TOKENS = 8
+PROMPTS = (
+    "The worker claims a shard in the database and renews its lease while it works on",
+    "Every prompt is written to the database before",
+    "The queue holds",
+    "A lease",
+    "A",
+)
+# The greedy tokens for an alias, a mode and some prompts in one batch.
+PlainTokens = Callable[[str, str, tuple[str, ...]], list[Any]]
+
+
+@dataclass(frozen=True)
+class StreamedModels:
+    """Everything here is for one device and dtype."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def stores(self, scratch: Path) -> dict[str, Int8Store]:
+        """A store of each tiny checkpoint, by alias."""
+        return {
+            alias: prepare(
+                checkpoint_folder(alias, scratch),
+                scratch / alias,
+                device=self.device,
+                dtype=self.dtype,
+            )
+            for alias in ALIASES
+        }
+
+    def plain(self, stores: dict[str, Int8Store]) -> PlainTokens:
+        """Those of plain transformers, which computes each but once."""
+        known: dict[tuple[str, str, tuple[str, ...]], list[Any]] = {}
+
+        def tokens(alias: str, mode: str, prompts: tuple[str, ...]) -> list[Any]:
+            key = (alias, mode, prompts)
+            if key not in known:
+                model = plain_model(stores[alias], mode=mode, device=self.device, dtype=self.dtype)
+                known[key] = greedy(model, stores[alias], prompts, new_tokens=NEW_TOKENS)
+            return known[key]
+
+        return tokens
+
+    def opened(self, store: Int8Store) -> OpenedStore:
+        config = AutoConfig.from_pretrained(store.folder)
+        return open_store(store, "tiny", config, device=self.device, dtype=self.dtype)
+
+    @contextmanager
+    def placed(self, store: Int8Store, placement: str, **options: Any) -> Iterator[PlacedModel]:
+        """The model as one of PLACEMENTS says; options are place_model's."""
+        source = self.opened(store)
+        with at_homes(source, placement_of(source, placement), **options) as model:
+            yield model
+
+
+def placement_of(source: OpenedStore, placement: str) -> dict[str, Home]:
+    """The placement's homes, but for what cannot be streamed."""
+    homes = homes_of(source.stored.layout, placement)
+    for block in source.stored.layout.blocks:
+        is_shared = block.kind == "embedding" and source.config.is_encoder_decoder
+        if block.kind == "rest" or is_shared:
+            homes[block.name] = "resident"
+    return homes
+
+
+@contextmanager
+def at_homes(source: OpenedStore, homes: dict[str, Home], **options: Any) -> Iterator[PlacedModel]:
+    options = {"mode": "llm_int8", **options}
+    model = place_model(source, homes, on_progress=ignore, should_stop=never, **options)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def tokens_of(
+    model: PlacedModel, store: Int8Store, prompts: tuple[str, ...] = PROMPTS
+) -> list[Any]:
+    return greedy(model.model, store, prompts, new_tokens=NEW_TOKENS)
