@@ -205,6 +205,7 @@ def postgres_steps(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 HOT: dict[str, Callable[[Database, Claim], object]] = {
     "claim": lambda db, held: try_claim(db, shard_ids(db, held.job_id)[1], worker="another"),
+    "model of": lambda db, held: leases.model_of(db, held.shard_id),
     "claim again": lambda db, held: try_claim(db, held.shard_id, worker="another"),
     "pending prompts": leases.pending_prompts,
     "record": lambda db, held: record(db, held, [0, 1]),
