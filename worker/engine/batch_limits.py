@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.engine.cost_model import PREFILL_TOKENS
-
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
@@ -23,5 +21,5 @@ class BatchLimits:
 
     rows: int
     cache_bytes: int | None = None
-    prefill_tokens: int = PREFILL_TOKENS
+    prefill_tokens: int = 2048
     encoded_rows: int = 0

@@ -15,8 +15,6 @@ from worker.engine.cache_budget import spare_columns
 from worker.engine.model_demands import BlockDemand, ModelDemands, Phase, Workload
 from worker.engine.throughputs import Throughputs
 
-# Tokens that go through a layer together in prefill; at least one whole row does.
-PREFILL_TOKENS = 2048
 ACCUMULATOR_BYTES = 4  # int32 products and float32 softmax
 
 
@@ -85,7 +83,7 @@ def _decode_workspace_bytes(model: ModelDemands, workload: Workload, rows: int, 
 def _prompt_workspace_bytes(model: ModelDemands, workload: Workload, rows: int) -> int:
     """Prefill or encoding: a few prompts at a time go through the layer on the device."""
     prompt = workload.prompt_tokens
-    rows_at_once = min(rows, max(1, PREFILL_TOKENS // prompt))
+    rows_at_once = min(rows, max(1, model.prefill_tokens // prompt))
     # What all rows carry from layer to layer; an encoder's is its output, counted there.
     carried = 0 if model.is_encoder_decoder else rows * prompt * model.hidden_size
     scores = rows_at_once * model.heads * prompt * prompt * model.keeps_scores
@@ -99,12 +97,12 @@ def _prompt_workspace_bytes(model: ModelDemands, workload: Workload, rows: int) 
 
 
 def _layer_workspace_bytes(model: ModelDemands, tokens: int) -> int:
-    """Inside one layer: a piece of a matrix made float, activations in and out, int32 products."""
+    """Inside one layer: a piece of a matrix made float, activations in and out, products."""
     activations = 4 * model.hidden_size + 2 * model.widest_size
     return (
         model.scratch_bytes
         + tokens * activations * model.float_bytes
-        + tokens * model.widest_size * ACCUMULATOR_BYTES
+        + tokens * model.widest_size * model.product_bytes
     )
 
 
@@ -135,7 +133,7 @@ def prompt_compute_seconds(
     """Prefill of a causal model, or an encoder's pass, without any copying."""
     phase: Phase = "encode" if model.is_encoder_decoder else "decode"
     tokens = rows * workload.prompt_tokens
-    passes = max(1.0, tokens / max(PREFILL_TOKENS, workload.prompt_tokens))
+    passes = max(1.0, tokens / max(model.prefill_tokens, workload.prompt_tokens))
     seconds = 0.0
     for block, count in _counted(model, phase):
         # Only the last position's logits are wanted.

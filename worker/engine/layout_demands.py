@@ -17,6 +17,13 @@ from worker.engine.model_layout import BlockLayout, ModelLayout, layout_of
 
 # What is not int8, in the store and in memory: float16 on a GPU, float32 on a CPU.
 DTYPES = {True: torch.float16, False: torch.float32}
+# The sums, int32. On a CPU not beside them but before them: activations in
+# float16, twice, what of them is an outlier, scaled, rounded, and as int8.
+PRODUCT_BYTES = {True: 4, False: 2 + 2 + 1 + 4 + 4 + 1}
+# Of the 16384 x 4096 matrices of bloom-7b1, two cores multiply as many tokens a
+# second in 64s as in 1024s. Not fewer at once, for a long prompt is read in
+# parts of so many, one in each step.
+PREFILL_TOKENS = {True: 2048, False: 256}
 
 
 def demands_of_config(
@@ -65,6 +72,8 @@ def demands_of_layout(
             max(prod(shape) for shape in int8) * dtype.itemsize,
             GPU_SCRATCH_BYTES if on_gpu else CPU_SCRATCH_BYTES,
         ),
+        product_bytes=PRODUCT_BYTES[on_gpu],
+        prefill_tokens=PREFILL_TOKENS[on_gpu],
         float_bytes=dtype.itemsize,
         more_store_bytes=more_bytes,
         keeps_scores=not _supports_sdpa(config),

@@ -60,6 +60,10 @@ class ModelDemands:
         heads: Attention heads.
         vocabulary_size: Logits a row.
         scratch_bytes: Of a matrix, what is float at one time in a multiplication.
+        product_bytes: In a multiplication, for each value of its widest side:
+            sums, and what activations are on their way to int8.
+        prefill_tokens: Prompt tokens that go through a layer together; at
+            least one row's do, or one part of a long prompt.
         float_bytes: Of one activation or cached value.
         more_store_bytes: What the store holds besides the blocks.
         keeps_scores: Whether attention writes its scores to memory, as
@@ -73,6 +77,8 @@ class ModelDemands:
     heads: int
     vocabulary_size: int
     scratch_bytes: int
+    product_bytes: int = 4
+    prefill_tokens: int = 2048
     float_bytes: int = 2
     more_store_bytes: int = 0
     keeps_scores: bool = False

@@ -108,5 +108,8 @@ def limits_of(plan: Plan, most_rows: int | None) -> BatchLimits:
     if left < plan.memory.kv_bytes // 2:
         rows, left = plan.rows, plan.memory.kv_bytes
     return BatchLimits(
-        rows=min(rows, most_rows or rows), cache_bytes=left, encoded_rows=plan.encoded_rows
+        rows=min(rows, most_rows or rows),
+        cache_bytes=left,
+        prefill_tokens=model.prefill_tokens,
+        encoded_rows=plan.encoded_rows,
     )
