@@ -6,7 +6,12 @@ from typing import Any, Literal
 
 import torch
 
-from worker.engine.int8_product import CPU_SCRATCH_BYTES, llm_int8
+from worker.engine.int8_product import (
+    CPU_SCRATCH_BYTES,
+    float_product,
+    has_fast_integers,
+    llm_int8,
+)
 from worker.engine.model_skeleton import OUTLIER_THRESHOLD
 
 ComputeMode = Literal["llm_int8", "w8a16"]
@@ -19,8 +24,8 @@ class Int8Linear(torch.nn.Module):
     """``y = x W^T + b`` with ``W = weight * SCB / 127``, row by row.
 
     "llm_int8" is bitsandbytes' LLM.int8(): activations are made int8 as well,
-    but for the columns beyond the threshold. "w8a16" makes the weights float,
-    so a row's output does not depend on its batch mates.
+    but for the columns beyond the threshold. "w8a16" keeps them float, so a
+    row's output does not depend on its batch mates.
 
     Attributes:
         weight: int8 [out, in].
@@ -81,6 +86,9 @@ def _matmul_state(weight: torch.Tensor, scb: torch.Tensor) -> Any:
 def _float_linear(
     x: torch.Tensor, weight: torch.Tensor, scb: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
+    if x.device.type == "cpu" and has_fast_integers():
+        out = float_product(x, weight, scb)
+        return out if bias is None else out.add_(bias)
     out_features, in_features = weight.shape
     scales = scb / 127.0
     piece_bytes = CPU_SCRATCH_BYTES if x.device.type == "cpu" else GPU_SCRATCH_BYTES

@@ -1,11 +1,15 @@
-"""LLM.int8() on a CPU: bitsandbytes' sums, with the weights as the left operand.
+"""Multiplying by int8 weights on a CPU, with the processor's own integer products.
 
-bitsandbytes multiplies ``activations @ weights^T``. For a few rows that is the
-wrong way round for oneDNN, which then brings the weights into its own order in
-every call; with ``weights @ activations^T`` it is the activations. The
-products are integers, so they are the same ones. Two cores with AVX-512 VNNI,
-8 rows: 2.8 x as fast for 2048 x 8192, 1.4 x for 8192 x 2048, 2.3 x for
-16384 x 4096. That holds for powers of two only, so rows are filled up to one.
+LLM.int8() is bitsandbytes' sums, with the weights as the left operand. It
+multiplies ``activations @ weights^T``, and for a few rows that is the wrong way
+round for oneDNN, which then brings the weights into its own order in every
+call; with ``weights @ activations^T`` it is the activations. The products are
+integers, so they are the same ones. Two cores with AVX-512 VNNI, 8 rows: 2.8 x
+as fast for 2048 x 8192, 1.4 x for 8192 x 2048, 2.3 x for 16384 x 4096. That
+holds for powers of two only, so rows are filled up to one.
+
+Where activations are to stay float, they are written with three int8 digits:
+the products of those are exact, so a row's sums depend on nothing but the row.
 """
 
 from __future__ import annotations
@@ -18,6 +22,12 @@ import torch
 CPU_SCRATCH_BYTES = 2**23
 # From 128 rows on neither way is always the faster one.
 _MOST_ROWS = 64
+# A digit leaves out half a unit at most, which is 127 units of the next one.
+_BASE = 254.0
+# A row of zeros must not be divided by; what is smaller than this has no digits.
+_LEAST_TOP = 1e-30
+# Rows whose digits are multiplied at once: it bounds the memory of a prompt's pass.
+_DIGIT_ROWS = 64
 # 1 / 127^2, as bitsandbytes writes it: int8_mm_dequant in backends/default/ops.py.
 _UNIT = 6.200124e-05
 
@@ -63,6 +73,44 @@ def llm_int8(
         columns = int8_vectorwise_dequant(weight[:, outliers].contiguous(), scb).to(x.dtype)
         out = out.addmm(rows[:, outliers].contiguous(), columns.t())
     return out.view(*x.shape[:-1], len(weight))
+
+
+def float_product(x: torch.Tensor, weight: torch.Tensor, scb: torch.Tensor) -> torch.Tensor:
+    """``x @ (weight * scb / 127)^T``, as close as float32 comes.
+
+    A row is ``top / 127 * (d0 + d1 / 254 + d2 / 254^2)`` with int8 digits and
+    top its largest absolute value. What three digits leave out is below
+    2^-24 of top.
+
+    Args:
+        x: Activations, float [..., in].
+        weight: int8 [out, in].
+        scb: float32 [out], each row's largest absolute value.
+
+    Returns:
+        [..., out] of x's dtype.
+    """
+    rows = x.reshape(-1, x.shape[-1]).float()
+    out = rows.new_empty(len(rows), len(weight))
+    for start in range(0, len(rows), _DIGIT_ROWS):
+        some = rows[start : start + _DIGIT_ROWS]
+        top = some.abs().amax(dim=1, keepdim=True).clamp_(min=_LEAST_TOP)
+        sums = integer_product(_digits(some, top), weight).view(3, len(some), -1)
+        target = out[start : start + _DIGIT_ROWS]
+        torch.mul(sums[2], 1 / _BASE, out=target)
+        target.add_(sums[1]).mul_(1 / _BASE).add_(sums[0]).mul_(top / 127.0)
+    return out.mul_(scb / 127.0).to(x.dtype).view(*x.shape[:-1], len(weight))
+
+
+def _digits(rows: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """int8 [3 B, in] of float32 [B, in]: all first digits, all second ones, all third ones."""
+    left = rows * (127.0 / top)
+    digits = []
+    for _ in range(3):
+        digit = left.round()
+        digits.append(digit.to(torch.int8))
+        left = left.sub_(digit).mul_(_BASE)
+    return torch.cat(digits)
 
 
 def integer_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.engine import int8_product
-from worker.engine.int8_product import has_fast_integers, integer_product, llm_int8
+from worker.engine.int8_product import float_product, has_fast_integers, integer_product, llm_int8
 from worker.engine.library_noise import quiet_libraries
 
 THRESHOLD = 6.0
@@ -92,6 +92,53 @@ def test_integers_are_exact_for_every_number_of_rows(count: int) -> None:
     assert product.dtype == torch.int32
     assert product.is_contiguous()
     assert torch.equal(product.long(), rows.long() @ weight.long().t())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 130),
+    inner=st.integers(2, 96),
+    out=st.integers(1, 96),
+    largest=st.sampled_from([0.0, 1e-20, 1.0, 60.0, 1e20]),
+)
+def test_digits_lose_no_more_than_float32_does(
+    seed: int, rows: int, inner: int, out: int, largest: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inner, generator=generator) * largest
+    weight = random_weights(generator, out, inner)
+    scb = torch.rand(out, generator=generator) + 0.1
+
+    product = float_product(x, weight, scb)
+
+    exact = x.double() @ (weight.double() * scb.double()[:, None] / 127).t()
+    # In every column of a row, twice what three digits and a last rounding leave out.
+    most = 2 * 2**-24 * inner * x.abs().amax(dim=1, keepdim=True).double() * scb.double()
+    assert ((product.double() - exact).abs() <= most + exact.abs() * 2**-22).all()
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_what_is_no_number_does_not_become_one(broken: float) -> None:
+    x = torch.ones(2, 8)
+    x[1, 3] = broken
+    weight = random_weights(torch.Generator().manual_seed(1), 4, 8)
+
+    product = float_product(x, weight, torch.ones(4))
+
+    assert product[0].isfinite().all()
+    assert not product[1].isfinite().any()
+
+
+def test_a_row_has_the_same_product_whatever_its_company() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(150, 40, generator=generator)
+    weight, scb = random_weights(generator, 24, 40), torch.rand(24, generator=generator)
+
+    together = float_product(x, weight, scb)
+
+    alone = [float_product(x[number : number + 1], weight, scb) for number in range(len(x))]
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_without_fast_integers_the_sums_are_as_close_as_floats_are(
