@@ -32,6 +32,7 @@ from jobs.database import Database
 from jobs.dispatch import PRIORITY_NUMBERS
 from jobs.models import jobs, shards
 from tests.acceptance.box import Box, Worker
+from tests.peak_memory import anonymous_bytes
 
 MODELS = ("tiny-bloom", "tiny-gpt-neox", "tiny-cerebras", "tiny-flan")
 SAMPLE_SECONDS = 5.0
@@ -46,7 +47,11 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A process at one moment; its memory is what it shares with nobody, in MiB."""
+    """A process at one moment; its memory is the anonymous one, in MiB.
+
+    Pages of mapped files are not in it: how many of a library's pages are a
+    process' own depends on who else has the library open.
+    """
 
     seconds: float
     memory_mib: float
@@ -127,12 +132,12 @@ def waiting_shards(database: Database) -> int:
 
 def take_samples(samples: dict[str, list[Sample]], worker: Worker, seconds: float) -> None:
     # A child that is being replaced is sampled the next time.
-    with suppress(psutil.NoSuchProcess, AssertionError):
+    with suppress(psutil.NoSuchProcess, OSError, RuntimeError, AssertionError):
         for name, process in (("parent", worker.process.pid), ("child", worker.child)):
-            seen = psutil.Process(process)
-            memory = seen.memory_full_info().uss / MIB
+            memory = anonymous_bytes(process) / MIB
+            descriptors = psutil.Process(process).num_fds()
             samples[name].append(
-                Sample(seconds=seconds, memory_mib=memory, descriptors=seen.num_fds())
+                Sample(seconds=seconds, memory_mib=memory, descriptors=descriptors)
             )
 
 

@@ -31,8 +31,9 @@ class PeakMemory:
             self.bytes = max(self.bytes, anonymous_bytes())
 
 
-def anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def anonymous_bytes(process: int | str = "self") -> int:
+    """Of a process, by its id."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("the kernel does not say RssAnon")
