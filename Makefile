@@ -34,8 +34,10 @@ format: $(STAMP) ## let ruff rewrite what it can
 unit: $(STAMP) ## the fast tests only: no service, seconds
 	$(BIN)/python -m pytest tests/unit
 
+# Runs of each fault in the test suite: CI plays each on both databases.
+CHAOS_RUNS ?= $(if $(CI),10,1)
 test: lint ## lint, then every test with its own real Redis and Postgres
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=term --chaos-runs $(CHAOS_RUNS)
 	@# Tests must leave no trace: on CI a changed or new file is a failure.
 	@test -z "$$CI" || test -z "$$(git status --porcelain)" || { git status --short; exit 1; }
 

@@ -1,24 +1,37 @@
-"""How often the fault suite plays each fault in `make test`, and the stage it keeps."""
+"""Plays the faults that this session's tests ask about, several at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
 
 import pytest
 
-from tests.chaos.stage import Servers, StageKeeper
-from tests.chaos.verdict import FaultFree
+from tests.chaos.faults import FAULTS
+from tests.chaos.players import play, turns_of
+from tests.chaos.stage import DatabaseKind
+from tests.chaos.verdict import Verdict
+
+VerdictsByPair = Mapping[tuple[DatabaseKind, str], Sequence[Verdict]]
+SEED = 1
+# Most of a run is waiting.
+PLAYERS = 4
 
 
-@pytest.fixture(scope="module")
-def stages() -> Iterator[StageKeeper]:
-    with ExitStack() as services, ExitStack() as stack:
-        keeper = StageKeeper(Servers(services))
-        stack.callback(keeper.close)
-        yield keeper
-
-
-@pytest.fixture(scope="module")
-def fault_free() -> FaultFree:
-    return FaultFree()
+@pytest.fixture(scope="session")
+def verdicts(request: pytest.FixtureRequest) -> VerdictsByPair:
+    """What each fault that is to be tested came to, on each of its databases."""
+    runs: int = request.config.getoption("--chaos-runs")
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    parameters: list[Mapping[str, Any]] = [
+        item.callspec.params for item in items if "verdicts" in item.fixturenames
+    ]
+    asked = [(FAULTS[each["name"]], each["kind"]) for each in parameters]
+    turns = turns_of([pair for pair in asked if pair[0].possible()], lambda each: each.runs(runs))
+    found: dict[tuple[DatabaseKind, str], list[Verdict]] = defaultdict(list)
+    with closing(play(turns, players=PLAYERS, seed=SEED)) as played:
+        for each in played:
+            found[each.turn.kind, each.turn.fault] += each.verdicts
+    return found

@@ -1,7 +1,8 @@
 """Nothing is lost and nothing done twice: a short cut of `make chaos`.
 
 One run of each fault by default, on SQLite and Postgres in turn, which is what
-`make test` has time for. `--chaos-runs 10` plays each ten times on both.
+`make test` has time for. `--chaos-runs 10` plays each ten times on both,
+as `make test` does on CI.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.fault import BOTH, Fault, play_once
+from tests.chaos.conftest import VerdictsByPair
+from tests.chaos.fault import BOTH
 from tests.chaos.faults import FAULTS
-from tests.chaos.stage import DatabaseKind, Needs, StageKeeper
-from tests.chaos.verdict import FaultFree
+from tests.chaos.stage import DatabaseKind, Needs
 
 pytestmark = pytest.mark.acceptance
-SEED = 1
 
 
 def short_cut() -> Iterator[tuple[DatabaseKind, str]]:
@@ -36,25 +36,19 @@ def all_pairs() -> Iterator[tuple[DatabaseKind, str]]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     runs = metafunc.config.getoption("--chaos-runs")
-    pairs = list(short_cut() if runs == 1 else all_pairs())
-    # Those that need the same stage one after the other, so that it is set up once.
-    pairs.sort(key=lambda pair: (BOTH.index(pair[0]), str(FAULTS[pair[1]].needs)))
+    pairs = sorted(short_cut() if runs == 1 else all_pairs(), key=lambda pair: BOTH.index(pair[0]))
     metafunc.parametrize(("kind", "name"), pairs)
-    metafunc.parametrize("number", range(runs))
 
 
 def test_nothing_is_lost_and_nothing_done_twice(
-    stages: StageKeeper, fault_free: FaultFree, kind: DatabaseKind, name: str, number: int
+    verdicts: VerdictsByPair, pytestconfig: pytest.Config, kind: DatabaseKind, name: str
 ) -> None:
-    fault: Fault = FAULTS[name]
+    fault = FAULTS[name]
     if not fault.possible():
         pytest.skip("this user may not do such damage")
-    stage = stages.stage(fault.needs, kind)
 
-    verdict = play_once(fault, stage, fault_free, seed=SEED, number=number)
+    played = verdicts[kind, name]
 
-    if verdict.problems:
-        # The next fault must not meet what this one left behind.
-        stages.close()
-    assert verdict.problems == ()
-    assert (verdict.lost, verdict.duplicated) == (0, 0)
+    assert [problem for verdict in played for problem in verdict.problems] == []
+    assert sum(verdict.lost + verdict.duplicated for verdict in played) == 0
+    assert len(played) == fault.runs(pytestconfig.getoption("--chaos-runs"))
