@@ -1,8 +1,9 @@
 """Rows of one length, which nobody can refill: what a step of ours costs beside generate()'s.
 
 Part of benchmarks.batching. The two take turns step by step, and who begins
-changes from run to run. CPU seconds are of this process, so they count on a
-machine that does other things too.
+changes from run to run: of an even number of runs each begins half, which
+matters to what the first step pays for memory. CPU seconds are of this
+process, so they count on a machine that does other things too.
 """
 
 from __future__ import annotations
