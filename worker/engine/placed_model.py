@@ -88,7 +88,6 @@ def place_model(
         ModelLoadError: The store is damaged, or there is not enough memory.
         LoadInterruptedError: should_stop() turned true; everything is freed.
     """
-    # First, for each matrix is allocated for a moment, though never written.
     model = empty_model(opened.config, dtype=opened.dtype)
     with ExitStack() as cleanup:
         loaded = cleanup.enter_context(

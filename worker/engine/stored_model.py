@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from worker.engine.block_file import block_names, open_block
@@ -115,8 +116,30 @@ def empty_model(config: Any, *, dtype: torch.dtype) -> Any:
     model is built; on the meta device they would be lost.
     """
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with quiet_libraries(), default_dtype(dtype), init_empty_weights(include_buffers=False):
+    with (
+        quiet_libraries(),
+        default_dtype(dtype),
+        init_empty_weights(include_buffers=False),
+        _EmptyOnMeta(),
+    ):
         return auto_class.from_config(config, dtype=dtype).eval()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Lets torch.empty, which parameters begin with, take no memory.
+
+    init_empty_weights has each allocated first and moves it then. What is freed
+    so stays with the process as address space, which its limits may count.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        options = dict(kwargs or {})
+        if func is torch.empty:
+            options["device"] = "meta"
+        result: torch.Tensor = func(*args, **options)
+        return result
 
 
 def put_int8_linears(
