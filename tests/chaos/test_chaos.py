@@ -16,7 +16,8 @@ from tests.chaos.fault import BOTH
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import DatabaseKind, Needs
 
-pytestmark = pytest.mark.acceptance
+# The first test that asks plays them all: 750 runs on CI.
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(3600)]
 
 
 def short_cut() -> Iterator[tuple[DatabaseKind, str]]:
