@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worker.engine.model_demands import PREFILL_TOKENS
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
@@ -21,5 +23,5 @@ class BatchLimits:
 
     rows: int
     cache_bytes: int | None = None
-    prefill_tokens: int = 2048
+    prefill_tokens: int = PREFILL_TOKENS
     encoded_rows: int = 0

@@ -12,7 +12,7 @@ from worker.engine.int8_linear import GPU_SCRATCH_BYTES
 from worker.engine.int8_product import CPU_SCRATCH_BYTES
 from worker.engine.kv_format import CacheDtype, cache_format
 from worker.engine.kv_store import cache_shape_of
-from worker.engine.model_demands import BlockDemand, ModelDemands, Phase
+from worker.engine.model_demands import PREFILL_TOKENS, BlockDemand, ModelDemands, Phase
 from worker.engine.model_layout import BlockLayout, ModelLayout, layout_of
 
 # What is not int8, in the store and in memory: float16 on a GPU, float32 on a CPU.
@@ -23,7 +23,7 @@ PRODUCT_BYTES = {True: 4, False: 2 + 2 + 1 + 4 + 4 + 1}
 # Of the 16384 x 4096 matrices of bloom-7b1, two cores multiply as many tokens a
 # second in 64s as in 1024s. Not fewer at once, for a long prompt is read in
 # parts of so many, one in each step.
-PREFILL_TOKENS = {True: 2048, False: 256}
+CPU_PREFILL_TOKENS = 256
 
 
 def demands_of_config(
@@ -73,7 +73,7 @@ def demands_of_layout(
             GPU_SCRATCH_BYTES if on_gpu else CPU_SCRATCH_BYTES,
         ),
         product_bytes=PRODUCT_BYTES[on_gpu],
-        prefill_tokens=PREFILL_TOKENS[on_gpu],
+        prefill_tokens=PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS,
         float_bytes=dtype.itemsize,
         more_store_bytes=more_bytes,
         keeps_scores=not _supports_sdpa(config),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Prompt tokens that go through a layer together, where nothing says otherwise.
+PREFILL_TOKENS = 2048
 # "both": read by encoder and decoder, as an encoder-decoder's shared embedding is.
 Phase = Literal["encode", "decode", "both"]
 
@@ -78,7 +80,7 @@ class ModelDemands:
     vocabulary_size: int
     scratch_bytes: int
     product_bytes: int = 4
-    prefill_tokens: int = 2048
+    prefill_tokens: int = PREFILL_TOKENS
     float_bytes: int = 2
     more_store_bytes: int = 0
     keeps_scores: bool = False
