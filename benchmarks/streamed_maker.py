@@ -41,14 +41,7 @@ def streamed_maker(model: Any, folder: Path, device: torch.device) -> Callable[[
         for file in store.folder.iterdir():
             drop_from_page_cache(file)
         placed = place_model(opened, homes, mode="llm_int8", on_progress=ignore, should_stop=never)
-        return Int8Model(
-            model=placed.model,
-            tokenizer=tiny_tokenizer(),
-            device=device,
-            passes=placed.passes,
-            layout=placed.layout,
-            free=placed.close,
-        )
+        return placed.with_tokenizer(tiny_tokenizer(), device)
 
     return make
 

@@ -19,7 +19,6 @@ from worker.engine.continuous_engine import ContinuousEngine
 from worker.engine.engine import GenerationRequest, LoadedModel, RequestList, SamplingParameters
 from worker.engine.engine_choice import make_engine
 from worker.engine.int8_linear import ComputeMode
-from worker.engine.int8_model import Int8Model
 from worker.engine.kv_format import CacheDtype
 from worker.engine.placed_model import PlacedModel
 from worker.engine.weight_passes import StreamTotals, WeightPasses
@@ -35,14 +34,7 @@ def engine_of(
     context_tokens: int,
 ) -> ContinuousEngine:
     """An engine around a placed model of random weights."""
-    loaded = Int8Model(
-        model=placed.model,
-        tokenizer=_byte_tokenizer(),
-        device=device,
-        passes=placed.passes,
-        layout=placed.layout,
-        free=placed.close,
-    )
+    loaded = placed.with_tokenizer(_byte_tokenizer(), device)
     description = LoadedModel(
         alias="random",
         device=str(device),

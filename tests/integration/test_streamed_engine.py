@@ -23,7 +23,6 @@ from worker.engine.engine import (
     RequestList,
 )
 from worker.engine.engine_choice import make_engine
-from worker.engine.int8_model import Int8Model
 from worker.engine.int8_store import Int8Store
 from worker.engine.layout_demands import demands_of_config
 from worker.engine.load_engine import load_engine
@@ -132,14 +131,7 @@ def test_an_encoder_is_streamed_once_for_all_prompts_and_a_decoder_that_fits_nev
     encoder = [block for block in source.stored.layout.blocks if block.kind == "encoder"]
     homes |= {block.name: "disk" for block in encoder}
     placed = place_model(source, homes, mode="w8a16", on_progress=ignore, should_stop=never)
-    loaded = Int8Model(
-        model=placed.model,
-        tokenizer=AutoTokenizer.from_pretrained(flan.folder),
-        device=CPU,
-        passes=placed.passes,
-        layout=placed.layout,
-        free=placed.close,
-    )
+    loaded = placed.with_tokenizer(AutoTokenizer.from_pretrained(flan.folder), CPU)
     description = LoadedModel(
         alias="flan",
         device="cpu",

@@ -137,14 +137,7 @@ def _place(
         disk_readers=options.disk_readers,
         **hooks,
     )
-    return Int8Model(
-        model=placed.model,
-        tokenizer=tokenizer,
-        device=opened.device,
-        passes=placed.passes,
-        layout=placed.layout,
-        free=placed.close,
-    )
+    return placed.with_tokenizer(tokenizer, opened.device)
 
 
 def _homes(plan: Plan, limits: BatchLimits) -> dict[str, Any]:

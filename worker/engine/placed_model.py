@@ -16,6 +16,7 @@ from worker.engine.host_buffer import host_buffer
 from worker.engine.host_embedding import HostEmbedding, ReadLines, lines_in_ram, lines_on_disk
 from worker.engine.host_transport import HostTransport
 from worker.engine.int8_linear import ComputeMode
+from worker.engine.int8_model import Int8Model
 from worker.engine.model_layout import BlockLayout, ModelLayout, modules_of_blocks
 from worker.engine.plan import Home
 from worker.engine.residency import SLOTS, STAGING_BUFFERS
@@ -56,6 +57,17 @@ class PlacedModel:
     staging: tuple[torch.Tensor, ...]
     passes: WeightPasses
     _cleanup: ExitStack
+
+    def with_tokenizer(self, tokenizer: Any, device: torch.device) -> Int8Model:
+        """What an engine is made of; freeing it closes this."""
+        return Int8Model(
+            model=self.model,
+            tokenizer=tokenizer,
+            device=device,
+            passes=self.passes,
+            layout=self.layout,
+            free=self.close,
+        )
 
     def close(self) -> None:
         """End threads and give back pinned memory; the rest goes with the model."""
