@@ -10,7 +10,7 @@ from cli.options import json_option, settings_options
 from cli.output import print_json, say
 from jobs.database import Database, schema_revision
 from jobs.database import upgrade as upgrade_schema
-from jobs.models import SCHEMA_REVISION
+from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings
 
 

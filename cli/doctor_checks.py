@@ -16,7 +16,7 @@ from cli.worker_extra import INSTALL_COMMAND, is_installed
 from jobs.database import Database, check_schema, schema_revision
 from jobs.dispatch import Dispatcher
 from jobs.errors import QueueUnavailableError, SchemaError, TgpError
-from jobs.models import SCHEMA_REVISION
+from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings, redact_url
 
 GIB = 2**30

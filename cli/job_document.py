@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cli.output import duration_text, iso_time
-from jobs.store.records import JobReport, ModelState, StepReport
+from jobs.store.reports import JobReport, ModelState, StepReport
 
 SEPARATOR = ", "
 

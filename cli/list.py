@@ -13,7 +13,7 @@ from cli.options import json_option, settings_options
 from cli.output import note, print_json, print_table
 from jobs.settings import Settings
 from jobs.store.reading import job_reports, model_state
-from jobs.store.records import JobReport, JobStatus
+from jobs.store.reports import JobReport, JobStatus
 
 HEADINGS = ("ID", "NAME", "MODEL", "STATUS", "DONE", "FAILED", "TOK/S", "CREATED (UTC)")
 

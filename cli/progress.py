@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cli.job_document import speed_text, state_text
 from cli.output import console, note, printable
 from cli.stderr_bar import LINE_SECONDS, StderrBar
-from jobs.store.records import JobReport, ModelState
+from jobs.store.reports import JobReport, ModelState
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

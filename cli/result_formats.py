@@ -11,7 +11,8 @@ from itertools import accumulate
 from typing import Any
 
 from cli.output import json_text, printable
-from jobs.store.records import JobReport, ResultRow
+from jobs.store.records import ResultRow
+from jobs.store.reports import JobReport
 
 Format = Callable[[JobReport, Iterable[ResultRow]], Iterator[str]]
 

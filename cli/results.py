@@ -17,7 +17,7 @@ from cli.watch import exit_code
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store.reading import find_job, job_report, result_rows
-from jobs.store.records import JobReport
+from jobs.store.reports import JobReport
 
 
 @click.command()

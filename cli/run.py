@@ -19,7 +19,7 @@ from jobs.catalogue import find_model, load_catalogue
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store.reading import find_job, job_report
-from jobs.store.records import JobReport
+from jobs.store.reports import JobReport
 
 
 @click.command()

@@ -12,7 +12,7 @@ from cli.progress import JobProgress
 from jobs.database import Database
 from jobs.errors import TgpError
 from jobs.store.reading import job_report, model_state
-from jobs.store.records import JobReport
+from jobs.store.reports import JobReport
 
 POLL_SECONDS = 0.5
 

@@ -22,8 +22,8 @@ from sqlalchemy.exc import (
 from sqlalchemy.pool import NullPool
 
 from jobs.errors import DatabaseUnavailableError, SchemaError, SettingsError
-from jobs.models import SCHEMA_REVISION
 from jobs.packaged import packaged_folder
+from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings, make_home, redact_url
 
 # How long a writer waits for another before it gives up, on SQLite.

@@ -35,9 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-# The newest migration in alembic/versions; a test holds the two together, so
-# that a command can tell an old schema without importing alembic (0.2 s).
-SCHEMA_REVISION = "0003"
+from jobs.schema import NOW
 
 # Named constraints, because SQLite's batch migrations cannot drop nameless ones.
 NAMING_CONVENTION = {
@@ -82,15 +80,12 @@ class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL 
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: database_now, compiler: Any, **options: Any) -> str:
-    offset = compiler.process(element.clauses, **options)
-    # '%f' has milliseconds; the zeros make it the width SQLAlchemy writes.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
+    return NOW["sqlite"].format(offset=compiler.process(element.clauses, **options))
 
 
 @compiles(database_now, "postgresql")
 def _postgres_now(element: database_now, compiler: Any, **options: Any) -> str:
-    offset = compiler.process(element.clauses, **options)
-    return f"(clock_timestamp() + make_interval(secs => {offset}))"
+    return NOW["postgresql"].format(offset=compiler.process(element.clauses, **options))
 
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)

@@ -16,7 +16,7 @@ from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
 from jobs.settings import Settings
 from jobs.store import leases, reading, recovery, workers
-from jobs.store.records import JobReport
+from jobs.store.reports import JobReport
 from worker.engine_host import EngineHost
 from worker.log import get_logger
 from worker.run_shard import ShardRunner

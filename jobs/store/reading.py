@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import BindParameter, Select, TextClause, bindparam, select, text
 
 from jobs.database import Database
 from jobs.errors import AmbiguousJobError, UnknownJobError
-from jobs.models import completions, database_now, jobs, micro_batches, prompts, shards, workers
-from jobs.store.records import JobReport, ModelState, ResultRow, StepReport
+from jobs.models import completions, jobs, prompts
+from jobs.store import status_rows
+from jobs.store.records import ResultRow
+from jobs.store.reports import JobReport, ModelState, StepReport
 
 ROWS_PER_PAGE = 1_000
 JOBS_PER_QUERY = 500
-# A worker reports every sweep; after this long it is taken for dead.
-WORKER_SILENT_SECONDS = 120.0
 
 
 def find_job(database: Database, prefix: str) -> str:
@@ -33,10 +33,7 @@ def find_job(database: Database, prefix: str) -> str:
             return str(whole)
         ids: list[str] = list(
             connection.execute(
-                select(jobs.c.id)
-                .where(func.substr(jobs.c.id, 1, len(wanted)) == wanted)
-                .order_by(jobs.c.id)
-                .limit(6)
+                text(status_rows.JOBS_BY_PREFIX), {"prefix": wanted, "length": len(wanted)}
             ).scalars()
         )
     if not wanted or not ids:
@@ -50,10 +47,10 @@ def find_job(database: Database, prefix: str) -> str:
 def job_report(database: Database, job_id: str) -> JobReport:
     """Everything `status` shows of a job."""
     with database.read() as connection:
-        row = connection.execute(_reports(job_id)).one_or_none()
+        row = connection.execute(_reports(job_id)).mappings().one_or_none()
     if row is None:
         raise UnknownJobError(f"no job has the id {job_id!r}: `tgp-jobs list` shows the jobs")
-    return _report(row)
+    return status_rows.job_report_of(row)
 
 
 def job_reports(
@@ -70,134 +67,29 @@ def job_reports(
         for first in range(0, len(ids), JOBS_PER_QUERY):
             some = ids[first : first + JOBS_PER_QUERY]
             # Not sorted by SQLite, which would read all jobs by age for it.
-            found_rows = {row.id: row for row in connection.execute(_reports(*some))}
-            reports += [_report(found_rows[job_id]) for job_id in some if job_id in found_rows]
+            rows = {row["id"]: row for row in connection.execute(_reports(*some)).mappings()}
+            reports += [status_rows.job_report_of(rows[each]) for each in some if each in rows]
     return reports
 
 
-def _reports(*job_ids: str) -> Select[Any]:
-    """Jobs with the sums over their shards: 4 000 rows for a million prompts, not a million.
-
-    The sums of one job are asked for by name, since SQLite would sum all first.
-    """
-    sums = (
-        select(
-            shards.c.job_id,
-            func.count().label("shards_total"),
-            func.count(shards.c.id)
-            .filter(shards.c.status == "completed")
-            .label("shards_completed"),
-            *[
-                func.sum(column).label(column.name)
-                for column in (
-                    shards.c.completed_prompts,
-                    shards.c.failed_prompts,
-                    shards.c.prompt_tokens,
-                    shards.c.completion_tokens,
-                    shards.c.prefill_seconds,
-                    shards.c.decode_seconds,
-                )
-            ],
-            func.count(shards.c.lease_owner.distinct())
-            .filter(shards.c.status == "running")
-            .label("workers_busy"),
-        )
-        .where(shards.c.job_id.in_(job_ids))
-        .group_by(shards.c.job_id)
-        .subquery()
-    )
-    reports = select(jobs, sums).outerjoin(sums, sums.c.job_id == jobs.c.id)
-    return reports.where(jobs.c.id.in_(job_ids))
-
-
-def _report(row: Any) -> JobReport:
-    values = row._mapping
-    generating_seconds = (row.prefill_seconds or 0.0) + (row.decode_seconds or 0.0)
-    completed, failed = row.completed_prompts or 0, row.failed_prompts or 0
-    tokens_per_second = eta_seconds = None
-    if generating_seconds > 0:
-        tokens_per_second = row.completion_tokens / generating_seconds
-        done = completed + failed
-        if row.status == "running" and done:
-            # A worker may hold several shards.
-            workers_busy = max(row.workers_busy, 1)
-            eta_seconds = (row.total_prompts - done) * generating_seconds / done / workers_busy
-    return JobReport(
-        id=values[jobs.c.id],
-        name=row.name,
-        model=row.model,
-        status=row.status,
-        priority=row.priority,
-        parameters=row.parameters,
-        source_name=row.source_name,
-        total=row.total_prompts,
-        completed=completed,
-        failed=failed,
-        shards_total=row.shards_total or 0,
-        shards_completed=row.shards_completed or 0,
-        prompt_tokens=row.prompt_tokens or 0,
-        completion_tokens=row.completion_tokens or 0,
-        prefill_seconds=row.prefill_seconds or 0.0,
-        decode_seconds=row.decode_seconds or 0.0,
-        tokens_per_second=tokens_per_second,
-        eta_seconds=eta_seconds,
-        error_code=row.error_code,
-        error_message=row.error_message,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
+def _reports(*job_ids: str) -> TextClause:
+    named: BindParameter[Any] = bindparam("job_ids", job_ids, expanding=True)
+    return text(status_rows.JOB_REPORTS).bindparams(named)
 
 
 def step_report(database: Database, job_id: str) -> StepReport:
     """What the decode steps of a job took; reads a row per micro-batch of it."""
-    each = micro_batches.c
     with database.read() as connection:
-        row = connection.execute(
-            select(
-                func.coalesce(func.sum(each.steps), 0).label("steps"),
-                func.coalesce(func.sum(each.row_steps), 0).label("row_steps"),
-                func.coalesce(func.sum(each.row_capacity * each.steps), 0).label("room_steps"),
-                func.coalesce(func.sum(each.streamed_bytes), 0).label("streamed_bytes"),
-                func.coalesce(func.sum(each.link_wait_seconds), 0.0).label("link_wait_seconds"),
-                func.coalesce(func.sum(each.compute_seconds), 0.0).label("compute_seconds"),
-            ).where(each.job_id == job_id)
-        ).one()
-    steps = int(row.steps)
-    return StepReport(
-        steps=steps,
-        rows=int(row.row_steps) / steps if steps else None,
-        row_capacity=int(row.room_steps) / steps if steps else None,
-        streamed_bytes=int(row.streamed_bytes),
-        link_wait_seconds=row.link_wait_seconds,
-        compute_seconds=row.compute_seconds,
-    )
+        found = connection.execute(text(status_rows.STEP_REPORT), {"job_id": job_id})
+        return status_rows.step_report_of(found.mappings().one())
 
 
 def model_state(database: Database, model: str) -> ModelState:
     """Whether some worker holds or loads the model, and how far the load is."""
+    statement = status_rows.MODEL_STATE[database.url.get_backend_name()]
     with database.read() as connection:
-        rows = connection.execute(
-            select(workers)
-            .where(
-                workers.c.model == model,
-                workers.c.stopped_at.is_(None),
-                workers.c.last_seen_at > database_now(-WORKER_SILENT_SECONDS),
-            )
-            .order_by(workers.c.last_seen_at.desc())
-        ).all()
-    if not rows:
-        return ModelState(state="not loaded")
-    row = next((row for row in rows if row.status != "loading"), rows[0])
-    return ModelState(
-        state="loading" if row.status == "loading" else "loaded",
-        worker_id=row.id,
-        stage=row.load_stage,
-        done=row.load_done,
-        total=row.load_total,
-        unit=row.load_unit,
-        load_seconds=row.load_seconds,
-    )
+        found = connection.execute(text(statement), {"model": model})
+        return status_rows.model_state_of(found.mappings().all())
 
 
 def result_rows(

@@ -28,7 +28,8 @@ from jobs.database import (
     upgrade,
 )
 from jobs.errors import SchemaError
-from jobs.models import SCHEMA_REVISION, UtcDateTime, database_now, metadata, prompts, workers
+from jobs.models import UtcDateTime, database_now, metadata, prompts, workers
+from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings
 from jobs.store.reading import job_report, result_rows, step_report
 from jobs.store.workers import register_worker

@@ -184,7 +184,7 @@ def is_harmless(step: str) -> bool:
     """
     return (
         "CONSTANT ROW" in step
-        or step.startswith("SCAN anon_1")
+        or step.startswith("SCAN sums")
         or step.startswith("SCAN completions   <- INSERT INTO micro_batches")
     )
 

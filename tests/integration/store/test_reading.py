@@ -13,7 +13,9 @@ from jobs.errors import AmbiguousJobError, UnknownJobError
 from jobs.models import database_now, jobs, workers
 from jobs.spec import PromptRequest
 from jobs.store import reading
-from jobs.store.records import ModelState, ResultRow
+from jobs.store.records import ResultRow
+from jobs.store.reports import ModelState
+from jobs.store.status_rows import WORKER_SILENT_SECONDS
 from jobs.store.submission import submit_job
 from jobs.store.workers import (
     live_workers,
@@ -234,7 +236,7 @@ def fall_silent(database: Database, worker_id: str) -> None:
         connection.execute(
             update(workers)
             .where(workers.c.id == worker_id)
-            .values(last_seen_at=database_now(-reading.WORKER_SILENT_SECONDS - 1))
+            .values(last_seen_at=database_now(-WORKER_SILENT_SECONDS - 1))
         )
 
 

@@ -15,7 +15,7 @@ from cli.progress import JobProgress
 from cli.result_target import open_target
 from jobs.database import Database
 from jobs.store.reading import job_report
-from jobs.store.records import JobReport, ModelState
+from jobs.store.reports import JobReport, ModelState
 
 
 @given(st.text())

@@ -11,7 +11,8 @@ import pytest
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.store.reading import job_report, job_reports
-from jobs.store.records import JobReport, PromptOutcome
+from jobs.store.records import PromptOutcome
+from jobs.store.reports import JobReport
 from tests.ledger import job_count
 from tests.unit.cli.conftest import Tgp
 from tests.unit.cli.working import claim_next, completed, failed, record, work_off

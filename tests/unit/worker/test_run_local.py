@@ -10,7 +10,7 @@ from jobs.database import Database
 from jobs.errors import UnknownModelError
 from jobs.settings import Settings
 from jobs.store import reading
-from jobs.store.records import JobReport
+from jobs.store.reports import JobReport
 from jobs.store.workers import live_workers
 from tests.ledger import results_of, submit
 from worker.run_local import run_job
