@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
-
-from platformdirs import user_data_path
 
 from jobs.errors import SettingsError
 from jobs.sizes import parse_size
@@ -239,6 +236,8 @@ class Settings:
 
 def default_home() -> Path:
     """The platform's user data directory for tgp-jobs."""
+    from platformdirs import user_data_path  # costs time, and a home is often given
+
     return user_data_path("tgp-jobs", appauthor=False)
 
 
@@ -310,12 +309,14 @@ def _from_folder(path: Path, name: str, value: str) -> str | Path:
 def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
+            import tomllib  # where there is a file to read
+
             return tomllib.load(file)
     except FileNotFoundError:
         if required:
             raise SettingsError(f"TGP_CONFIG: there is no file {path}") from None
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # what is no TOML or no UTF-8 is a ValueError
         raise SettingsError(f"{path}: cannot be read: {error}") from None
 
 
