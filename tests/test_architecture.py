@@ -38,6 +38,7 @@ HOMES = {
     "celery": QUEUE,
     "kombu": QUEUE,
     "sqlalchemy": LEDGER,
+    "psycopg": LEDGER,
 }
 # A module of one of these names hides a library, or is nobody's room.
 FORBIDDEN_NAMES = {"celery.py", "utils.py", "common.py", "helpers.py", "worker.py"}

@@ -17,6 +17,7 @@ import pytest
 from cli.main import COMMANDS, cli
 from jobs.database import Database
 from jobs.settings import Settings
+from tests.fresh_process import run_in_fresh_process
 from tests.unit.cli.conftest import Tgp
 from tests.unit.cli.working import completed, work_off
 
@@ -48,24 +49,6 @@ def parsed_by(command: click.Command, words: list[str]) -> click.Context:
         assert inner is not None
         return parsed_by(inner, [str(name), *words[2:]])
     return context
-
-
-def run_in_fresh_process(home: Path, *arguments: str) -> tuple[str, set[str]]:
-    """What a command printed, and the modules it had imported at its end."""
-    program = (
-        "import atexit, json, sys\n"
-        "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))\n"
-        "from cli.main import main\n"
-        "main()\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, "TGP_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout, set(json.loads(run.stderr.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -197,6 +180,15 @@ def test_submit_stays_within_its_import_budget(home: Path, prompt_file: Path, tg
     spared = {"torch", "transformers", "bitsandbytes", "alembic", "rich", "celery", "kombu"}
     spared |= {"sqlalchemy.orm", "sqlalchemy.dialects.postgresql"}
     assert modules & spared == set()
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_status_of_a_healthy_ledger_imports_no_sqlalchemy(
+    home: Path, job_id: str, flags: tuple[str, ...]
+) -> None:
+    shown, modules = run_in_fresh_process(home, "status", job_id, *flags)
+    assert job_id in shown
+    assert modules & {"sqlalchemy", "psycopg", "asyncio", "tomllib", "rich", "torch"} == set()
 
 
 def test_the_version_is_that_of_the_package(tgp: Tgp) -> None:
