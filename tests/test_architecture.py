@@ -209,4 +209,4 @@ def test_the_import_contracts_hold() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     kept = re.search(r"Contracts: (\d+) kept, 0 broken", run.stdout)
     assert kept
-    assert int(kept[1]) >= 3
+    assert int(kept[1]) >= 4

@@ -118,16 +118,17 @@ def _postgres(parts: re.Match[str]) -> Iterator[Execute]:
 
 
 def _postgres_options(parts: re.Match[str]) -> dict[str, Any]:
+    """As SQLAlchemy would call the driver.
+
+    Raises:
+        ValueError: An option stands there twice, or a host may be several, or have a port.
+    """
     given = parts.groupdict()
     pairs = parse_qsl(given.pop("options") or "")
     options = {name: unquote(value) for name, value in given.items() if value}
     more = dict(pairs)
-    several = len(more) < len(pairs) or more.keys() & (options.keys() | {"connect_timeout"})
-    # A host with its port, or several of them.
-    if (
-        several
-        or not more.get("host", "/").startswith("/")
-        or set(more.get("host", "")) & set(":,")
-    ):
+    folder = more.get("host", "/")  # of a socket
+    twice = len(more) < len(pairs) or more.keys() & options.keys()
+    if twice or not re.fullmatch("/[^:,]*", folder):
         raise ValueError
     return options | more

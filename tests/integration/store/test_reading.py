@@ -27,7 +27,15 @@ from jobs.store.workers import (
     worker_stopped,
     worker_unloaded,
 )
-from tests.ledger import new_job, record, run_job, submit, submit_and_claim
+from tests.ledger import (
+    claim,
+    new_job,
+    record,
+    run_job,
+    shard_ids,
+    submit,
+    submit_and_claim,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -76,6 +84,19 @@ def test_a_running_job_reports_its_speed_and_what_is_left(database: Database) ->
     assert report.eta_seconds == pytest.approx(1.25)
     assert (report.prompt_tokens, report.completion_tokens) == (9, 6)
     assert (report.prefill_seconds, report.decode_seconds) == (0.25, 1.0)
+
+
+def test_a_worker_that_holds_two_shards_is_one_worker(database: Database) -> None:
+    held = submit_and_claim(database, 12)
+    claim(database, shard_ids(database, held.job_id)[1])
+    record(database, held, [0, 1])
+    # 2 prompts took 1.25 seconds, and 10 are left
+    report = reading.job_report(database, held.job_id)
+    assert report.eta_seconds == pytest.approx(10 * 1.25 / 2)
+    # when another worker takes the third shard
+    claim(database, shard_ids(database, held.job_id)[2], worker="worker-b")
+    report = reading.job_report(database, held.job_id)
+    assert report.eta_seconds == pytest.approx(10 * 1.25 / 2 / 2)
 
 
 def test_an_ended_job_has_nothing_left_to_wait_for(database: Database) -> None:
