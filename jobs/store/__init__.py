@@ -9,6 +9,7 @@ recovery     expired leases, prompts that kill their worker
 control      cancel and retry
 repair       states that nobody mends by himself
 reading      what the commands show
+quick_status what `status` shows, without SQLAlchemy
 workers      who is alive and what it holds
 
 Lock order, everywhere: the job's row before its shards'.

@@ -1,7 +1,7 @@
 """How far a job is, as `status` and `list` show it.
 
-Apart from the other records, because making their classes costs `status` more
-time than it takes to read the ledger.
+Apart from the other records, because making those classes would cost `status`
+more time than reading the ledger does.
 """
 
 from __future__ import annotations
