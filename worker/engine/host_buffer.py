@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -30,11 +30,22 @@ def host_buffer(size: int, *, is_pinned: bool, cleanup: ExitStack) -> torch.Tens
     """
     # Private: shared anonymous memory would count as a file's.
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _ask_for_huge_pages(pages)
     buffer = torch.frombuffer(pages, dtype=torch.uint8)
     if is_pinned:
         _register(buffer)
         cleanup.callback(_unregister, buffer)
     return buffer
+
+
+def _ask_for_huge_pages(pages: mmap.mmap) -> None:
+    """A disk's read into small pages is cut up into many requests of at most so many pages.
+
+    Streaming 1.26 GB a step into slots of 4 KiB pages took 1.2 to 1.4 seconds,
+    and 0.72 into huge ones.
+    """
+    with suppress(AttributeError, OSError):  # not on Linux, or a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _register(buffer: torch.Tensor) -> None:
