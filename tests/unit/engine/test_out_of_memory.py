@@ -16,7 +16,9 @@ MIB = 2**20
     not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot trim its heap"
 )
 def test_free_memory_in_the_middle_of_the_heap_goes_back_to_the_system() -> None:
-    # given a heap of small pieces, most of which are freed, but not the last
+    # given a heap of small pieces, most of which are freed, but not the last,
+    # and no holes from before that they would fill
+    free_unused_memory()
     before = anonymous_bytes()
     pieces = [bytes([number % 251]) * 65_536 for number in range(1024)]
     kept = pieces[::64]
