@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,8 @@ def plan_store(
 
     Raises:
         ModelLoadError: The checkpoint lacks tensors or they have other shapes.
-        StoreUnsupportedError: Its tensors have to be merged or split.
+        StoreUnsupportedError: Its tensors have to be merged or split, or to be
+            computed because the checkpoint has them not.
     """
     load_dtype = dtype or _own_dtype(checkpoint.config, tensors)
     plain = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=True)
@@ -97,7 +98,7 @@ def plan_store(
         source_names=sources,
         transposed=transposed,
     )
-    _refuse_incomplete(checkpoint, plan, tensors)
+    _refuse_incomplete(checkpoint, plan, tensors, set(plain._keys_to_ignore_on_load_missing or ()))
     return plan
 
 
@@ -197,9 +198,13 @@ def aligned(tensors: Iterable[TensorLayout]) -> tuple[TensorLayout, ...]:
     return tuple(sorted(tensors, key=order))
 
 
-def _refuse_incomplete(checkpoint: Checkpoint, plan: StorePlan, tensors: CheckpointTensors) -> None:
+def _refuse_incomplete(
+    checkpoint: Checkpoint, plan: StorePlan, tensors: CheckpointTensors, computed: Set[str]
+) -> None:
     weights = [t for file in plan.files for t in file.tensors if t.role in ("int8", "plain")]
     missing = [t.name for t in weights if t.model_name not in plan.source_names]
+    if missing and computed >= set(missing):
+        raise StoreUnsupportedError(f"transformers computes {missing[0]} when it loads a model")
     misshapen = [
         t.name for t in weights if t.model_name in plan.source_names and not _fits(t, plan, tensors)
     ]
