@@ -221,6 +221,24 @@ def test_plain_transformers_gives_the_same_tokens_from_a_store(
         assert greedy(from_store, store.folder, prompt) == greedy(from_checkpoint, folder, prompt)
 
 
+@pytest.mark.parametrize("form", [as_it_is, as_bfloat16])
+@pytest.mark.parametrize("alias", ALIASES)
+def test_for_a_cpu_embedding_and_head_are_stored_as_the_checkpoint_has_them_too(
+    alias: str, form: Callable[[Path], Path], copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = form(copied(alias))
+
+    store = prepare(folder, tmp_path / "stores", dtype=torch.float32)
+
+    plain, narrow = plain_tensors(store.folder), engine_only_tensors(store.folder)
+    checkpoint = load_file(folder / "model.safetensors")
+    tables = {name: t for name, t in narrow.items() if t.dtype in (torch.half, torch.bfloat16)}
+    assert tables
+    for name, table in tables.items():
+        assert torch.equal(table, checkpoint[name])
+        assert torch.equal(table.float(), plain[name])
+
+
 def greedy(model: Any, folder: Path, prompt: str) -> list[int]:
     with quiet_libraries(), torch.inference_mode():
         encoded = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")

@@ -30,17 +30,17 @@ class HostEmbedding(torch.nn.Module):
         device: torch.device,
         read_lines: ReadLines,
     ) -> None:
-        """An embedding of such a shape, whose output is on a device."""
+        """An embedding of such a shape, whose output has this dtype and is on this device."""
         super().__init__()
         self.num_embeddings, self.embedding_dim = lines, width
         self.weight = torch.empty(lines, width, dtype=dtype, device="meta")
-        self._device = device
+        self._device, self._dtype = device, dtype
         self._read_lines = read_lines
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The lines of token ids, int64 [...]: [..., width] on the model's device."""
         wanted, place = torch.unique(ids.reshape(-1).cpu(), return_inverse=True)
-        lines = self._read_lines(wanted).to(self._device)
+        lines = self._read_lines(wanted).to(self._device, self._dtype)
         return lines[place.to(self._device)].reshape(*ids.shape, -1)
 
 

@@ -81,17 +81,18 @@ def demands_of_layout(
 
 
 def _plain_copies_bytes(config: Any, layout: ModelLayout, dtype: torch.dtype) -> int:
-    """Of the linears that the store holds a second time, as transformers keeps them."""
-    plain = layout_of(config, dtype=dtype, linears_kept_in_float=True)
-    int8_names = {tensor.name for tensor in layout.tensors if tensor.quantised}
-    return sum(t.bytes for t in plain.tensors if t.name in int8_names and not t.quantised)
+    """Of what the store holds a second time, as transformers keeps it."""
+    plain = layout_of(config, dtype=dtype, as_transformers=True)
+    return sum(tensor.bytes for tensor in set(plain.tensors) - set(layout.tensors))
 
 
 def _block(
     config: Any, block: BlockLayout, layout: ModelLayout, layer_kv_bytes: int
 ) -> BlockDemand:
     causal = not config.is_encoder_decoder
-    shared = block.kind == "rest" or (block.kind == "embedding" and not causal)
+    shared = block.kind == "rest" or (
+        block.kind == "embedding" and not (causal and block.is_lookup)
+    )
     phase: Phase = "encode" if block.kind == "encoder" else "decode"
     kv = layer_kv_bytes if block.kind == "decoder" else 0
     return BlockDemand(

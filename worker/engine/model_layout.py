@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -14,7 +14,14 @@ from transformers import AutoConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from worker.engine.families import family_of
-from worker.engine.model_skeleton import dtype_chooser, int8_linears, int8_skeleton
+from worker.engine.model_skeleton import (
+    HALF_DTYPES,
+    dtype_chooser,
+    int8_linears,
+    int8_skeleton,
+    lookup_tables,
+    stated_dtype,
+)
 
 BlockKind = Literal["embedding", "encoder", "decoder", "rest", "head"]
 # An int8 linear's weight [out, in], its scales [out] in float32 and its format []
@@ -55,11 +62,19 @@ class TensorLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLayout:
-    """One transformer block, or what stands around them; name is unique in its model."""
+    """One transformer block, or what stands around them.
+
+    Attributes:
+        name: Unique in its model.
+        is_lookup: Of an embedding: whether lines, or the product with a head
+            that is tied to it, are all that the model makes of it. Some scale
+            the lines, or number them in a way of their own.
+    """
 
     name: str
     kind: BlockKind
     tensors: tuple[TensorLayout, ...]
+    is_lookup: bool = False
 
     @property
     def bytes(self) -> int:
@@ -107,21 +122,25 @@ def config_of_shape(alias: str) -> Any:
 
 
 def layout_of(
-    config: Any, *, dtype: torch.dtype = torch.float16, linears_kept_in_float: bool = False
+    config: Any, *, dtype: torch.dtype = torch.float16, as_transformers: bool = False
 ) -> ModelLayout:
     """Lay out a model by its configuration.
 
     Args:
         config: A transformers configuration; a head is taken as tied or not
-            as it says.
+            as it says, and a checkpoint's own dtype as it says.
         dtype: Of what is not int8.
-        linears_kept_in_float: See int8_skeleton.
+        as_transformers: As it would be there: with the linears that it keeps
+            in float, and without narrow tables.
     """
-    model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=linears_kept_in_float)
+    model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=as_transformers)
     tied = set(model.all_tied_weights_keys)
     if family_of(config).has_own_head(config):
         tied -= {f"{name}.weight" for name in _names_of(model, model.get_output_embeddings())}
-    return layout_of_skeleton(model, dtype=dtype, left_out=tied)
+    layout = layout_of_skeleton(model, dtype=dtype, left_out=tied)
+    if as_transformers:
+        return layout
+    return with_narrow_tables(layout, model, lambda _: stated_dtype(config))
 
 
 def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str]) -> ModelLayout:
@@ -139,6 +158,7 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str
     linears = {name for name, _ in int8_linears(model)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     choose_dtype = dtype_chooser(model, dtype)
+    tables = lookup_tables(model)
     block_of = _BlockFinder(model)
     tensors: dict[tuple[BlockKind, str], list[TensorLayout]] = {}
     for name, tensor in state.items():
@@ -155,12 +175,44 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str
         tensors.setdefault(block_of(name), []).append(layout)
     return ModelLayout(
         blocks=tuple(
-            BlockLayout(name=name, kind=kind, tensors=tuple(members))
+            BlockLayout(
+                name=name,
+                kind=kind,
+                tensors=tuple(members),
+                is_lookup=kind == "embedding" and tables.issuperset(t.model_name for t in members),
+            )
             for (kind, name), members in sorted(
                 tensors.items(), key=lambda item: _ORDER.index(item[0][0])
             )
         )
     )
+
+
+def with_narrow_tables(
+    layout: ModelLayout, model: Any, own_dtype: Callable[[TensorLayout], torch.dtype | None]
+) -> ModelLayout:
+    """The same with float32 embeddings and heads as narrow as they were to begin with.
+
+    Args:
+        layout: Of the model.
+        model: A skeleton.
+        own_dtype: What a tensor is in the checkpoint; None where that is not known.
+    """
+    tables = lookup_tables(model)
+
+    def dtype_of(tensor: TensorLayout) -> torch.dtype:
+        if tensor.dtype is torch.float32 and tensor.model_name in tables:
+            own = own_dtype(tensor)
+            if own in HALF_DTYPES:
+                return own
+        return tensor.dtype
+
+    def narrow(block: BlockLayout) -> BlockLayout:
+        if block.kind not in ("embedding", "head"):
+            return block
+        return replace(block, tensors=tuple(replace(t, dtype=dtype_of(t)) for t in block.tensors))
+
+    return ModelLayout(blocks=tuple(narrow(block) for block in layout.blocks))
 
 
 def _role(tensor: torch.Tensor, is_parameter: bool, is_in_linear: bool) -> TensorRole:

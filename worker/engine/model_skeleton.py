@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from worker.engine.library_noise import quiet_libraries
 
 # The value of the LLM.int8() paper: activation columns beyond it stay in half precision.
 OUTLIER_THRESHOLD = 6.0
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def int8_settings() -> BitsAndBytesConfig:
@@ -42,7 +44,8 @@ def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: boo
         # Imported where it is kept quiet: it warns of kernels that nobody needs here.
         from bitsandbytes.nn import Int8Params
 
-        model = auto_class.from_config(config, dtype=dtype)
+        # A copy, into which the dtype is written; the caller's tells of its checkpoint.
+        model = auto_class.from_config(deepcopy(config), dtype=dtype)
         if not linears_kept_in_float:
             model._keep_in_fp32_modules = set()
         quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})
@@ -64,6 +67,36 @@ def int8_linears(model: Any) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, Linear8bitLt):
             yield name, module
+
+
+def lookup_tables(model: Any) -> set[str]:
+    """The weights of plain embeddings and of a plain head, by their names in the state dict.
+
+    Not those of subclasses, which may compute with them in ways of their own,
+    nor what is tied to one.
+    """
+    head = model.get_output_embeddings()
+    tables = {
+        f"{name}.weight"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if (type(module) is torch.nn.Embedding and module.max_norm is None)
+        or (module is head and type(module) is torch.nn.Linear)
+    }
+    tied: dict[str, set[str]] = {}
+    for alias, name in model.all_tied_weights_keys.items():
+        tied.setdefault(name, {name}).add(alias)
+    for names in tied.values():
+        if not names <= tables:
+            tables -= names
+    return tables
+
+
+def stated_dtype(config: Any) -> torch.dtype | None:
+    """What a configuration says that its checkpoint's floats are."""
+    stated = getattr(config, "dtype", None)
+    if isinstance(stated, str):
+        stated = getattr(torch, stated, None)
+    return stated if isinstance(stated, torch.dtype) else None
 
 
 def dtype_chooser(model: Any, dtype: torch.dtype) -> Callable[[str, torch.dtype], torch.dtype]:

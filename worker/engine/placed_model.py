@@ -28,6 +28,7 @@ from worker.engine.stored_model import (
     empty_model,
     finish_model,
     put_int8_linears,
+    put_narrow_tables,
     set_tensor,
 )
 from worker.engine.streamed_passes import StreamedPasses
@@ -113,6 +114,7 @@ def place_model(
         )
         in_float32 = _engine_only_names(loaded)
         put_int8_linears(model, opened.stored, mode=mode, in_float32=in_float32.__contains__)
+        put_narrow_tables(model, opened.stored, dtype=opened.dtype)
         builder = _Builder(model, opened, loaded, cleanup)
         slots, staging, passes = builder.build(slot_count, disk_readers)
         finish_model(model, opened.stored.ties, opened.device, opened.store.folder)
@@ -149,7 +151,7 @@ class _Builder:
         cleanup: ExitStack,
     ) -> None:
         self._model, self._stored, self._loaded = model, opened.stored, loaded
-        self._device, self._cleanup = opened.device, cleanup
+        self._device, self._dtype, self._cleanup = opened.device, opened.dtype, cleanup
         # Of a block that passes through a slot, the module to fetch it for.
         self._modules = {block: name for name, (_, block) in modules_of_blocks(model).items()}
 
@@ -162,7 +164,7 @@ class _Builder:
             placed = self._loaded.blocks[block.name]
             if placed.home == "resident":
                 assign(self._model, block.tensors, placed.tensors)
-            elif block.kind == "embedding" and not self._model.config.is_encoder_decoder:
+            elif block.is_lookup and not self._model.config.is_encoder_decoder:
                 self._keep_on_host(block, placed)
             elif block.kind in ("encoder", "decoder", "head"):
                 phases["encoder" if block.kind == "encoder" else "decoder"].append(block)
@@ -258,7 +260,7 @@ class _Builder:
         for tensor in block.tensors:
             lines, width = tensor.shape
             module = HostEmbedding(
-                lines, width, tensor.dtype, self._device, _line_reader(placed, tensor.name)
+                lines, width, self._dtype, self._device, _line_reader(placed, tensor.name)
             )
             self._model.set_submodule(tensor.model_name.rpartition(".")[0], module)
 

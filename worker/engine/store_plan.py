@@ -14,8 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.checkpoint_tensors import CheckpointTensors, StoreUnsupportedError
 from worker.engine.engine import ModelLoadError
-from worker.engine.model_layout import BlockLayout, ModelLayout, TensorLayout, layout_of_skeleton
-from worker.engine.model_skeleton import int8_linears, int8_skeleton
+from worker.engine.model_layout import (
+    BlockLayout,
+    ModelLayout,
+    TensorLayout,
+    layout_of_skeleton,
+    with_narrow_tables,
+)
+from worker.engine.model_skeleton import int8_linears, int8_skeleton, stated_dtype
 
 # Ends of the names of files that only one of the two readers takes.
 ENGINE_ONLY = "engine"
@@ -30,7 +36,7 @@ class StoreFile:
         name: In the store's folder.
         tensors: In the order they are written in.
         read_by_transformers: Whether plain transformers reads it: all but the
-            int8 form of linears that transformers keeps in float.
+            int8 form of linears that it keeps in float, and narrow tables.
     """
 
     name: str
@@ -71,43 +77,41 @@ def plan_store(
     Args:
         checkpoint: What to make it of.
         tensors: The checkpoint's.
-        dtype: Of what is not int8; None for the checkpoint's own, which is
-            what plain transformers takes.
+        dtype: Of what is not int8; None for the checkpoint's own as
+            dtype="auto", the default of plain transformers, finds it.
 
     Raises:
         ModelLoadError: The checkpoint lacks tensors or they have other shapes.
         StoreUnsupportedError: Its tensors have to be merged or split, or to be
             computed because the checkpoint has them not.
     """
-    load_dtype = dtype or _own_dtype(checkpoint.config, tensors)
+    load_dtype = dtype or stated_dtype(checkpoint.config) or tensors.first_float_dtype()
     plain = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=True)
     engine = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=False)
     sources = _renamed(plain, tensors.names())
     # Saving reverts the renamings that loading used.
     engine._weight_conversions = plain._weight_conversions
     aliases = _settle_tied(plain, sources, tensors)
-    layouts = [
+    plain_layout, engine_layout = (
         layout_of_skeleton(model, dtype=load_dtype, left_out=aliases) for model in (plain, engine)
-    ]
+    )
+
+    def own_dtype(tensor: TensorLayout) -> torch.dtype | None:
+        source = sources.get(tensor.model_name)
+        return None if source is None else tensors.tensor(source).dtype
+
+    engine_layout = with_narrow_tables(engine_layout, engine, own_dtype)
     transposed = frozenset(
         f"{name}.weight" for name, linear in int8_linears(engine) if linear.source_cls is Conv1D
     )
     plan = StorePlan(
-        files=_files(*layouts),
+        files=_files(plain_layout, engine_layout),
         load_dtype=load_dtype,
         source_names=sources,
         transposed=transposed,
     )
     _refuse_incomplete(checkpoint, plan, tensors, set(plain._keys_to_ignore_on_load_missing or ()))
     return plan
-
-
-def _own_dtype(config: Any, tensors: CheckpointTensors) -> torch.dtype:
-    """As dtype="auto", the default of from_pretrained."""
-    stated = getattr(config, "dtype", None)
-    if isinstance(stated, str):
-        stated = getattr(torch, stated)
-    return stated if isinstance(stated, torch.dtype) else tensors.first_float_dtype()
 
 
 def _renamed(model: Any, names: Iterable[str]) -> dict[str, str]:

@@ -18,8 +18,14 @@ from worker.engine.engine import ModelLoadError
 from worker.engine.int8_linear import ComputeMode, Float32Int8Linear, Int8Linear
 from worker.engine.int8_store import Int8Store
 from worker.engine.library_noise import quiet_libraries
-from worker.engine.model_layout import ModelLayout, TensorLayout, layout_of_skeleton
-from worker.engine.model_skeleton import default_dtype, int8_skeleton
+from worker.engine.model_layout import (
+    ModelLayout,
+    TensorLayout,
+    layout_of_skeleton,
+    with_narrow_tables,
+)
+from worker.engine.model_skeleton import HALF_DTYPES, default_dtype, int8_skeleton
+from worker.engine.narrow_tables import NarrowEmbedding, NarrowHead
 
 # Views of one block's tensors, by their names in the store's files.
 Views = Mapping[str, torch.Tensor]
@@ -72,30 +78,32 @@ def open_store(
             open_block(store.folder, name, store.manifest, files)
             for name in block_names(store.manifest)
         ]
-        names = [p.name for block in blocks for seg in block.segments for p in seg.places]
-    stored = stored_layout(config, names, dtype=dtype)
+        dtypes = {p.name: p.dtype for block in blocks for seg in block.segments for p in seg.places}
+    stored = stored_layout(config, dtypes, dtype=dtype)
     return OpenedStore(
         store=store, alias=alias, config=config, stored=stored, device=device, dtype=dtype
     )
 
 
-def stored_layout(config: Any, names: Iterable[str], *, dtype: torch.dtype) -> StoredLayout:
+def stored_layout(
+    config: Any, dtypes: Mapping[str, torch.dtype], *, dtype: torch.dtype
+) -> StoredLayout:
     """Lay out a store's model.
 
     Args:
         config: The store's configuration.
-        names: Of the tensors in its files. What of a tied weight is not among
-            them is an alias, whatever the configuration says.
-        dtype: Of what is not int8.
+        dtypes: Of the tensors in its files, by name. What of a tied weight is
+            not among them is an alias, whatever the configuration says.
+        dtype: Of what is not int8, but for embeddings and heads that the store
+            has in half precision.
 
     Raises:
         ModelLoadError: The store lacks a tensor.
     """
-    in_store = set(names)
     model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=False)
     tied = model.all_tied_weights_keys
     whole = layout_of_skeleton(model, dtype=dtype, left_out=())
-    missing = [each for each in whole.tensors if not in_store & {each.name, each.model_name}]
+    missing = [each for each in whole.tensors if not dtypes.keys() & {each.name, each.model_name}]
     aliases = {each.model_name for each in missing if each.model_name in tied}
     lacking = [each.name for each in missing if each.model_name not in aliases]
     if lacking:
@@ -103,8 +111,11 @@ def stored_layout(config: Any, names: Iterable[str], *, dtype: torch.dtype) -> S
             f"the store lacks {len(lacking)} tensors of the model's architecture, {lacking[0]} "
             "first; remove its folder, and `tgp-jobs prepare` makes it again"
         )
+    narrow = with_narrow_tables(
+        whole, model, lambda each: dtypes.get(each.name, dtypes.get(each.model_name))
+    )
     return StoredLayout(
-        layout=whole.without(aliases),
+        layout=narrow.without(aliases),
         ties={alias: tied[alias] for alias in aliases},
     )
 
@@ -161,6 +172,25 @@ def put_int8_linears(
             model.set_submodule(name, kind(in_features, out_features, mode=mode))
 
 
+def put_narrow_tables(model: Any, stored: StoredLayout, *, dtype: torch.dtype) -> None:
+    """Replace the embeddings and the head that are narrower in the store than this dtype."""
+    for block in stored.layout.blocks:
+        if block.kind not in ("embedding", "head") or dtype in HALF_DTYPES:
+            continue
+        for tensor in block.tensors:
+            if tensor.dtype in HALF_DTYPES:
+                shared = tensor.model_name
+                aliases = [alias for alias, name in stored.ties.items() if name == shared]
+                for name in (shared, *aliases):
+                    _put_narrow_table(model, name.rpartition(".")[0])
+
+
+def _put_narrow_table(model: Any, name: str) -> None:
+    plain = model.get_submodule(name)
+    is_embedding = isinstance(plain, torch.nn.Embedding)
+    model.set_submodule(name, NarrowEmbedding(plain) if is_embedding else NarrowHead(plain))
+
+
 def assign(model: Any, tensors: Iterable[TensorLayout], views: Views) -> None:
     """Make a block's views the model's tensors; a block's format marks are left out.
 
@@ -199,7 +229,7 @@ def finish_model(model: Any, ties: Mapping[str, str], device: torch.device, fold
     for alias, name in ties.items():
         owner_name, _, leaf = name.rpartition(".")
         shared = getattr(model.get_submodule(owner_name), leaf)
-        if isinstance(shared, torch.nn.Parameter):
+        if not shared.is_meta:
             set_tensor(model, alias, shared.data)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():

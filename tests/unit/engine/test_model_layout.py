@@ -128,7 +128,7 @@ def test_a_transposed_linear_is_laid_out_by_its_outputs() -> None:
 def test_what_transformers_keeps_in_float_costs_flan_ul2_twelve_gib() -> None:
     config = config_of_shape("flan-ul2")
 
-    more = layout_of(config, linears_kept_in_float=True).int8_bytes - layout_of(config).int8_bytes
+    more = layout_of(config, as_transformers=True).int8_bytes - layout_of(config).int8_bytes
 
     assert round(more / GIB) == 12
 

@@ -1,0 +1,116 @@
+"""Architectures beside the four: streamed as far as the planner allows, they compute the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPTJConfig,
+    LlamaConfig,
+    MarianConfig,
+    MarianMTModel,
+    OPTConfig,
+    XGLMConfig,
+)
+
+from tests.stores import ignore, never, prepare
+from tests.streamed_models import StreamedModels, at_homes
+from tests.tiny_checkpoints import tiny_tokenizer
+from worker.engine.checkpoint_tensors import StoreUnsupportedError
+from worker.engine.engine import GenerationRequest, ModelSource, RequestList, SamplingParameters
+from worker.engine.layout_demands import demands_of_layout
+from worker.engine.library_noise import quiet_libraries
+from worker.engine.load_engine import load_engine
+from worker.engine.plan import Home
+from worker.engine.stored_model import OpenedStore
+
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+NAMES = {"vocab_size": 300, **ENDS}
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+OTHERS = {
+    "llama": LlamaConfig(intermediate_size=128, **SIZES, **NAMES),
+    "llama-tied": LlamaConfig(intermediate_size=128, tie_word_embeddings=True, **SIZES, **NAMES),
+    # Its embedding is scaled.
+    "gemma": GemmaConfig(
+        intermediate_size=128, head_dim=16, num_key_value_heads=4, **SIZES, **NAMES
+    ),
+    # Its positions are counted from a mask, and have a table.
+    "opt": OPTConfig(ffn_dim=128, word_embed_proj_dim=64, **SIZES, **NAMES),
+    # Its head has a bias.
+    "gptj": GPTJConfig(n_embd=64, n_layer=2, n_head=4, rotary_dim=8, **NAMES),
+    "xglm": XGLMConfig(d_model=64, ffn_dim=128, num_layers=2, attention_heads=4, **NAMES),
+}
+ON_CPU = StreamedModels(device=torch.device("cpu"), dtype=torch.float32)
+
+
+def homes_of(source: OpenedStore, *, streamed: bool) -> dict[str, Home]:
+    demands = demands_of_layout(source.config, "other", source.stored.layout, on_gpu=False)
+    return {
+        block.name: "disk" if streamed and not block.stays_resident else "resident"
+        for block in demands.blocks
+    }
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+def test_logits_are_those_of_plain_transformers(name: str, streamed: bool, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    AutoModelForCausalLM.from_config(OTHERS[name]).half().save_pretrained(tmp_path / "random")
+    tiny_tokenizer().save_pretrained(tmp_path / "random")
+    store = prepare(tmp_path / "random", tmp_path / "stores", dtype=torch.float32)
+    source = ON_CPU.opened(store)
+    homes = homes_of(source, streamed=streamed)
+    with quiet_libraries():
+        plain = AutoModelForCausalLM.from_pretrained(store.folder).eval()
+    inputs = inputs_of(rows=2, tokens=9)
+
+    with at_homes(source, homes) as placed, torch.inference_mode():
+        (ours,) = placed.passes.together([lambda: placed.model(**inputs).logits])
+        theirs = plain(**inputs).logits
+
+    assert streamed == ("disk" in homes.values())
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def inputs_of(*, rows: int, tokens: int) -> dict[str, Any]:
+    ids = torch.randint(2, 300, (rows, tokens), generator=torch.Generator().manual_seed(3))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_tensors_that_transformers_computes_itself_are_left_to_it(tmp_path: Path) -> None:
+    # Marian's positions are sines that no checkpoint holds.
+    config = MarianConfig(
+        vocab_size=300,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        eos_token_id=0,
+        pad_token_id=1,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+    )
+    folder = tmp_path / "random"
+    MarianMTModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+    with pytest.raises(StoreUnsupportedError, match="computes"):
+        prepare(folder, tmp_path / "stores")
+    engine = load_engine(
+        ModelSource(alias="marian", folder=folder),
+        on_progress=ignore,
+        should_stop=never,
+        device="cpu",
+        stores=tmp_path / "stores",
+    )
+    request = GenerationRequest(
+        key=0, prompt="A lease", parameters=SamplingParameters(max_new_tokens=4, eos_token_ids=())
+    )
+    (batch,) = engine.generate(RequestList([request]), should_stop=never)
+    assert batch.completion_tokens == 4
