@@ -1,11 +1,13 @@
 """Architectures beside the four: streamed as far as the planner allows, they compute the same."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GemmaConfig,
     GPTJConfig,
@@ -18,10 +20,11 @@ from transformers import (
 
 from tests.stores import ignore, never, prepare
 from tests.streamed_models import StreamedModels, at_homes
-from tests.tiny_checkpoints import tiny_tokenizer
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
 from worker.engine.checkpoint_tensors import StoreUnsupportedError
+from worker.engine.continuous_engine import ContinuousEngine
 from worker.engine.engine import GenerationRequest, ModelSource, RequestList, SamplingParameters
-from worker.engine.layout_demands import demands_of_layout
+from worker.engine.layout_demands import demands_of_config, demands_of_layout
 from worker.engine.library_noise import quiet_libraries
 from worker.engine.load_engine import load_engine
 from worker.engine.plan import Home
@@ -112,5 +115,26 @@ def test_tensors_that_transformers_computes_itself_are_left_to_it(tmp_path: Path
     request = GenerationRequest(
         key=0, prompt="A lease", parameters=SamplingParameters(max_new_tokens=4, eos_token_ids=())
     )
-    (batch,) = engine.generate(RequestList([request]), should_stop=never)
+    with closing(engine):
+        (batch,) = engine.generate(RequestList([request]), should_stop=never)
     assert batch.completion_tokens == 4
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_a_cache_is_counted_in_what_is_computed_in_and_not_in_what_a_table_is_kept_as(
+    alias: str, tmp_path: Path
+) -> None:
+    source = ModelSource(alias=alias, folder=checkpoint_folder(alias, tmp_path))
+
+    engine = load_engine(
+        source, on_progress=ignore, should_stop=never, device="cpu", stores=tmp_path / "stores"
+    )
+
+    with closing(engine):
+        assert isinstance(engine, ContinuousEngine)
+        budget = engine._budget
+    demands = demands_of_config(
+        AutoConfig.from_pretrained(checkpoint_folder(alias, tmp_path)), alias, on_gpu=False
+    )
+    assert budget.token_bytes == demands.self_kv_bytes_per_token
+    assert budget.source_token_bytes == demands.cross_kv_bytes_per_token

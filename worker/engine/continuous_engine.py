@@ -15,7 +15,7 @@ from worker.engine.decode_loop import DecodeLoop
 from worker.engine.engine import LoadedModel, MicroBatch, RequestFeed
 from worker.engine.families import family_of
 from worker.engine.forward_calls import ForwardCalls
-from worker.engine.int8_model import Int8Model
+from worker.engine.int8_model import Int8Model, plain_dtype
 from worker.engine.kv_format import CacheDtype, FloatFormat, cache_format
 from worker.engine.kv_store import StateStore, cache_shape_of
 from worker.engine.library_noise import quiet_libraries
@@ -76,7 +76,7 @@ class ContinuousEngine:
             blank_token_ids=(special.eos if bos is None else (bos,))[:1],
         )
         self._shape = cache_shape_of(loaded.model.config)
-        dtype = loaded.model.get_input_embeddings().weight.dtype
+        dtype = plain_dtype(loaded.device)
         token_bytes = self._shape.token_bytes(self._format, dtype)
         is_encoder_decoder = self._family.is_encoder_decoder
         self._budget = CacheBudget(

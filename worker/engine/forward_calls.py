@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from worker.engine.families import Family
+from worker.engine.int8_model import plain_dtype
 
 
 class ForwardCalls:
@@ -30,7 +31,7 @@ class ForwardCalls:
         self._model = model
         self._device = device
         self._pad = pad
-        self._dtype = model.get_input_embeddings().weight.dtype
+        self._dtype = plain_dtype(device)
         self._is_encoder_decoder = family.is_encoder_decoder
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
