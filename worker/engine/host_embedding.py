@@ -18,7 +18,7 @@ class HostEmbedding(torch.nn.Module):
     Streaming the whole matrix would move hundreds of MiB a pass for a few KiB.
 
     Attributes:
-        weight: For its shape alone, [lines, width] on the meta device. Not a
+        weight: For its shape and dtype, [lines, width] on the meta device. Not a
             parameter, or the model would seem to be there.
     """
 
@@ -34,13 +34,13 @@ class HostEmbedding(torch.nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = lines, width
         self.weight = torch.empty(lines, width, dtype=dtype, device="meta")
-        self._device, self._dtype = device, dtype
+        self._device = device
         self._read_lines = read_lines
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The lines of token ids, int64 [...]: [..., width] on the model's device."""
         wanted, place = torch.unique(ids.reshape(-1).cpu(), return_inverse=True)
-        lines = self._read_lines(wanted).to(self._device, self._dtype)
+        lines = self._read_lines(wanted).to(self._device, self.weight.dtype)
         return lines[place.to(self._device)].reshape(*ids.shape, -1)
 
 
