@@ -1,4 +1,4 @@
-"""The suite's own tools: forks are real commands, rows are merged, slowness excuses so much."""
+"""The suite's own tools: forks are real commands, no run is forgotten, slowness excuses so much."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 
 from tests.chaos.fault import Fault
 from tests.chaos.forked import Forks, fork_server
-from tests.chaos.players import RUNS_PER_TURN, turns_of
-from tests.chaos.report import BEGIN, END, Row, runs_in_report, update_report
+from tests.chaos.journal import Entry, Journal, code_commit
+from tests.chaos.players import RUNS_PER_TURN, Played, Turn, turns_of
+from tests.chaos.report import BEGIN, END, row, update_report
 from tests.chaos.run import Run
 from tests.chaos.stage import SWEEP_SECONDS, Needs, Pace
 from tests.chaos.verdict import MACHINE_SECONDS, Verdict, _judge_recovery
@@ -61,32 +62,70 @@ def test_a_fork_can_be_killed_and_waited_for(forks: Forks, tmp_path: Path) -> No
     process.kill()
 
 
-def report(tmp_path: Path) -> Path:
-    path = tmp_path / "report.md"
+def entry(
+    fault: str, kind: str, *, first: int = 0, runs: int = 3, seed: int = 0, verdict: Verdict = GOOD
+) -> Entry:
+    turn = Turn(fault=fault, kind=cast(Any, kind), numbers=range(first, first + runs))
+    return Entry.of(Played(turn=turn, verdicts=(verdict,) * runs), seed=seed, commit="abc")
+
+
+def test_the_table_tells_of_every_run_in_the_journal(tmp_path: Path) -> None:
+    path, journal = tmp_path / "report.md", Journal(tmp_path / "report.jsonl")
     path.write_text(f"before\n\n{BEGIN}\n{END}\n\nafter\n", encoding="utf-8")
-    return path
-
-
-def test_a_row_takes_the_place_of_its_older_one_and_leaves_the_others(tmp_path: Path) -> None:
-    path = report(tmp_path)
-    order = ["fire", "flood"]
-    for fault, kind, runs in (
-        ("flood", "postgres", 2),
-        ("fire", "sqlite", 3),
-        ("flood", "postgres", 5),
+    late = replace(GOOD, recovery_seconds=9.25, excuse="slow")
+    for each in (
+        entry("flood", "postgres"),
+        entry("fire", "sqlite"),
+        entry("fire", "sqlite", first=3, runs=4, verdict=late),
+        entry("forgotten", "sqlite"),
+        entry("fire", "sqlite", first=7, seed=1),
     ):
-        row = Row.of(fault, cast(Any, kind), [GOOD] * runs)
-        update_report(path, [row], seed=0, order=order)
-    assert runs_in_report(path) == {("fire", "SQLite"): 3, ("flood", "Postgres"): 5}
+        journal.add(each)
+    for _ in range(2):
+        update_report(path, journal, seed=0, order=["fire", "flood"])
     text = path.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert text.index("fire") < text.index("flood")
+    assert [line for line in text.splitlines() if line.startswith("| f")][1:] == [
+        "| fire | SQLite | 7 | 0 | 0 | 0 | 4, 4 | 9.2, 9.2 |",
+        "| flood | Postgres | 3 | 0 | 0 | 0 | 4, 4 | 1.5, 1.5 |",
+    ]
+    assert "10 runs, of which 0 broke a promise and 4 recovered later" in text
+    assert "abc (10)" in text
+
+
+def test_what_is_played_again_counts_once_and_the_longer_one_stays(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "report.jsonl")
+    again = replace(GOOD, repeated=8)
+    journal.add(entry("fire", "sqlite", runs=3))
+    journal.add(entry("fire", "sqlite", runs=3, verdict=again))
+    journal.add(entry("fire", "sqlite", runs=2))
+    (kept,) = journal.entries(seed=0)
+    assert kept.repeated == (8, 8, 8)
+
+
+def test_only_turns_that_are_not_in_the_journal_are_missing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "report.jsonl")
+
+    def turn(kind: str, first: int, runs: int) -> Turn:
+        return Turn(fault="fire", kind=cast(Any, kind), numbers=range(first, first + runs))
+
+    turns = [turn("sqlite", 0, 10), turn("sqlite", 10, 10), turn("postgres", 0, 10)]
+    assert journal.missing(turns, seed=0) == turns
+    journal.add(entry("fire", "sqlite", runs=10))
+    journal.add(entry("fire", "postgres", runs=3))
+    assert journal.missing(turns, seed=0) == turns[1:]
+    assert journal.missing(turns, seed=1) == turns
 
 
 def test_a_run_that_broke_a_promise_is_counted_in_its_row() -> None:
     broken = replace(GOOD, lost=2, problems=("2 prompts have no result",))
-    assert Row.of("fire", "sqlite", [GOOD, broken]).cells[:4] == ("2", "1", "2", "0")
+    entries = [entry("fire", "sqlite"), entry("fire", "sqlite", first=3, runs=1, verdict=broken)]
+    assert row("fire", "sqlite", entries).startswith("| fire | SQLite | 4 | 1 | 2 | 0 |")
+
+
+def test_the_commit_of_the_code_is_told() -> None:
+    assert code_commit().rstrip("+").isalnum()
 
 
 def test_the_first_runs_of_all_faults_come_first_and_none_twice() -> None:
