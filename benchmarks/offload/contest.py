@@ -76,7 +76,7 @@ def contest(runs: Mapping[str, Run]) -> dict[str, Speed]:
     speeds = {}
     columns = (
         *("tok/s", "s/step", "CPU s", "prompts s", "all tok/s"),
-        *("GB/s", "waits", "RAM MiB", "GPU MiB"),
+        *("GB/s", "waits", "RAM MiB", "mapped", "GPU MiB"),
     )
     print(f"{'':34}" + "".join(f"{column:>10}" for column in columns), flush=True)
     for title, run in runs.items():
@@ -114,5 +114,6 @@ def _figures(speed: Speed, outcome: Outcome) -> str:
         f"{speed.prompt_seconds:10.2f}{speed.overall_tokens_per_second:10.2f}"
         f"{speed.streamed_bytes_per_second / GB:10.2f}"
         f"{speed.wait_share:10.0%}{outcome.peak_bytes / MIB:10.0f}"
+        f"{outcome.mapped_bytes / MIB:10.0f}"
         f"{outcome.gpu_peak_bytes / MIB:10.0f}"
     )

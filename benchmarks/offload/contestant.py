@@ -71,6 +71,7 @@ class Outcome:
     Attributes:
         steps: In time.
         peak_bytes: Of anonymous memory, above what was held before the load.
+        mapped_bytes: Of ours, on a CPU: of the store's files, what stays mapped beside it.
         gpu_peak_bytes: That torch allocated.
         dropping_seconds: Of the steps' time, spent on dropping pages.
         placement: In words.
@@ -79,6 +80,7 @@ class Outcome:
 
     steps: Steps
     peak_bytes: int
+    mapped_bytes: int
     gpu_peak_bytes: int
     dropping_seconds: float
     placement: str
@@ -103,6 +105,7 @@ def main(run: Run) -> Outcome:
     return Outcome(
         steps=steps,
         peak_bytes=peak_bytes,
+        mapped_bytes=loaded.mapped_bytes,
         gpu_peak_bytes=gpu_peak_bytes,
         dropping_seconds=dropping_seconds,
         placement=loaded.placement,

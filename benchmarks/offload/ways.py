@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,7 @@ class Loaded:
         placement: Where its weights are, in words.
         files: Its weight files.
         engine: Of ours: what a worker runs.
+        mapped_bytes: Of ours, on a CPU: of the store's files, what stays mapped.
         close: Frees it.
     """
 
@@ -68,6 +69,7 @@ class Loaded:
     placement: str
     files: tuple[Path, ...]
     engine: ContinuousEngine | None = None
+    mapped_bytes: int = 0
     close: Callable[[], None] = lambda: None
 
 
@@ -148,8 +150,14 @@ def _ours(
         passes=placed.passes,
         placement=_in_words(list(where.values())),
         files=_weight_files(folder),
+        mapped_bytes=0 if device.type == "cuda" else _resident_bytes(opened, where),
         close=placed.close,
     )
+
+
+def _resident_bytes(opened: OpenedStore, homes: Mapping[str, Home]) -> int:
+    blocks = opened.stored.layout.blocks
+    return sum(block.bytes for block in blocks if homes[block.name] == "resident")
 
 
 def homes_of_layers(opened: OpenedStore, home: str) -> dict[str, Home]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import ceil
 
 from worker.engine.cache_budget import spare_columns
 from worker.engine.model_demands import BlockDemand, ModelDemands, Phase, Workload
@@ -51,7 +52,7 @@ def batch_memory(
     return BatchMemory(
         kv_bytes=kv,
         encoder_state_bytes=states,
-        workspace_bytes=max(decoding, beside_cache),
+        workspace_bytes=ceil(max(decoding, beside_cache) * model.heap_factor),
     )
 
 

@@ -20,6 +20,9 @@ DTYPES = {True: torch.float16, False: torch.float32}
 # The sums, int32. On a CPU not beside them but before them: activations in
 # float16, twice, what of them is an outlier, scaled, rounded, and as int8.
 PRODUCT_BYTES = {True: 4, False: 2 + 2 + 1 + 4 + 4 + 1}
+# torch takes a CPU's activations from the C heap, and glibc keeps what is freed
+# between what is in use. See docs/adr/0008 for what was tried against it.
+HEAP_FACTORS = {True: 1.0, False: 2.5}
 # Of the 16384 x 4096 matrices of bloom-7b1, two cores multiply as many tokens a
 # second in 64s as in 1024s. Not fewer at once, for a long prompt is read in
 # parts of so many, one in each step.
@@ -75,6 +78,7 @@ def demands_of_layout(
         product_bytes=PRODUCT_BYTES[on_gpu],
         prefill_tokens=PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS,
         float_bytes=dtype.itemsize,
+        heap_factor=HEAP_FACTORS[on_gpu],
         more_store_bytes=more_bytes,
         keeps_scores=not _supports_sdpa(config),
     )

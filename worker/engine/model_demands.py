@@ -67,6 +67,7 @@ class ModelDemands:
         prefill_tokens: Prompt tokens that go through a layer together; at
             least one row's do, or one part of a long prompt.
         float_bytes: Of one activation or cached value.
+        heap_factor: What the allocator holds for each byte of workspace.
         more_store_bytes: What the store holds besides the blocks.
         keeps_scores: Whether attention writes its scores to memory, as
             transformers' eager attention does.
@@ -82,6 +83,7 @@ class ModelDemands:
     product_bytes: int = 4
     prefill_tokens: int = PREFILL_TOKENS
     float_bytes: int = 2
+    heap_factor: float = 1.0
     more_store_bytes: int = 0
     keeps_scores: bool = False
 
