@@ -17,9 +17,8 @@ from worker.engine.model_layout import BlockLayout, ModelLayout, layout_of
 
 # What is not int8, in the store and in memory: float16 on a GPU, float32 on a CPU.
 DTYPES = {True: torch.float16, False: torch.float32}
-# The sums, int32. On a CPU not beside them but before them: activations in
-# float16, twice, what of them is an outlier, scaled, rounded, and as int8.
-PRODUCT_BYTES = {True: 4, False: 2 + 2 + 1 + 4 + 4 + 1}
+# The sums, int32. On a CPU activations as int8 too, not beside them but before them.
+PRODUCT_BYTES = {True: 4, False: 4 + 1}
 # torch takes a CPU's activations from the C heap, and glibc keeps what is freed
 # between what is in use. See docs/adr/0008 for what was tried against it.
 HEAP_FACTORS = {True: 1.0, False: 2.5}

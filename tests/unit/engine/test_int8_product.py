@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,8 @@ def random_weights(generator: torch.Generator, out: int, inner: int) -> torch.Te
     inner=st.integers(2, 96),  # of 1, torch 2.13's own integer product is wrong
     out=st.integers(1, 96),
     outliers=st.integers(0, 3),
+    largest=st.sampled_from([20.0, 1e6]),  # beyond float16, where bitsandbytes looks
+    piece_bytes=st.sampled_from([1, 2**12, 2**20]),
     with_bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
@@ -47,6 +51,8 @@ def test_the_product_is_that_of_bitsandbytes(
     inner: int,
     out: int,
     outliers: int,
+    largest: float,
+    piece_bytes: int,
     with_bias: bool,
     dtype: torch.dtype,
 ) -> None:
@@ -55,19 +61,20 @@ def test_the_product_is_that_of_bitsandbytes(
     for _ in range(outliers):
         row = int(torch.randint(rows, (1,), generator=generator))
         column = int(torch.randint(inner, (1,), generator=generator))
-        x[row, column] = 20.0
+        x[row, column] = largest
     weight = random_weights(generator, out, inner)
     scb = torch.rand(out, generator=generator) + 0.1
     bias = torch.randn(out, generator=generator).to(dtype) if with_bias else None
 
-    ours = llm_int8(x.to(dtype), weight, scb, bias, threshold=THRESHOLD)
+    with patch.object(int8_product, "_PIECE_BYTES", piece_bytes):
+        ours = llm_int8(x.to(dtype), weight, scb, bias, threshold=THRESHOLD)
 
     assert ours.dtype == dtype
     theirs = by_bitsandbytes(x.to(dtype), weight, scb, bias)
     if has_fast_integers():
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     else:
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
 def test_a_batch_of_sequences_keeps_its_shape() -> None:
