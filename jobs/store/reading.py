@@ -104,7 +104,13 @@ def result_rows(
         failed_only: Only prompts that ended with an error.
     """
     while True:
-        query = _results(job_id).where(prompts.c.prompt_index > after).limit(ROWS_PER_PAGE)
+        # Of both tables: Postgres would read completions from the job's first one
+        # each time, which for a million prompts took four times as long in all.
+        query = (
+            _results(job_id)
+            .where(prompts.c.prompt_index > after, completions.c.prompt_index > after)
+            .limit(ROWS_PER_PAGE)
+        )
         if failed_only:
             query = query.where(completions.c.error_code.is_not(None))
         with database.read() as connection:

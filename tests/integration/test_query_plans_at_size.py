@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,37 +42,43 @@ NUMBERS = {
 }
 
 
-def fill(database: Database) -> None:
+def fill(
+    database: Database,
+    *,
+    jobs: int = JOBS,
+    prompts_of_a_job: int = PROMPTS_OF_A_JOB,
+    prompts_of_a_shard: int = PROMPTS_OF_A_SHARD,
+) -> None:
     """Jobs that have ended, by the database's own arithmetic."""
     now = "strftime('%Y-%m-%d %H:%M:%f000', 'now')" if database.is_sqlite else "now()"
     yes = "0" if database.is_sqlite else "false"
-    shards_of_a_job = PROMPTS_OF_A_JOB // PROMPTS_OF_A_SHARD
-    job, name = f"i / {PROMPTS_OF_A_JOB}", "'old' || {}"
+    shards_of_a_job = prompts_of_a_job // prompts_of_a_shard
+    job, name = f"i / {prompts_of_a_job}", "'old' || {}"
     statements = (
         (
-            JOBS,
+            jobs,
             "INSERT INTO jobs (id, model, status, priority, parameters, source_name,"
             " content_digest, shard_size, total_prompts, created_at)"
             f" SELECT {name.format('i')}, 'tiny-bloom', 'completed', 'normal', '{{}}', 'f', 'd',"
-            f" {PROMPTS_OF_A_SHARD}, {PROMPTS_OF_A_JOB}, {now} FROM n",
+            f" {prompts_of_a_shard}, {prompts_of_a_job}, {now} FROM n",
         ),
         (
-            JOBS * shards_of_a_job,
+            jobs * shards_of_a_job,
             "INSERT INTO shards (job_id, first_index, last_index, status, attempt, crashes,"
             " loading, load_crashes, completed_prompts, failed_prompts, prompt_tokens,"
             " completion_tokens, prefill_seconds, decode_seconds, created_at{more})"
             f" SELECT {name.format(f'(i / {shards_of_a_job})')},"
-            f" (i % {shards_of_a_job}) * {PROMPTS_OF_A_SHARD},"
-            f" (i % {shards_of_a_job} + 1) * {PROMPTS_OF_A_SHARD} - 1, 'completed', 1, 0, {yes}, 0,"
-            f" {PROMPTS_OF_A_SHARD}, 0, 1, 1, 1, 1, {now}{{values}} FROM n",
+            f" (i % {shards_of_a_job}) * {prompts_of_a_shard},"
+            f" (i % {shards_of_a_job} + 1) * {prompts_of_a_shard} - 1, 'completed', 1, 0, {yes}, 0,"
+            f" {prompts_of_a_shard}, 0, 1, 1, 1, 1, {now}{{values}} FROM n",
         ),
         (
-            JOBS * PROMPTS_OF_A_JOB,
+            jobs * prompts_of_a_job,
             "INSERT INTO prompts (job_id, prompt_index, prompt)"
-            f" SELECT {name.format(f'({job})')}, i % {PROMPTS_OF_A_JOB}, 'a prompt' FROM n",
+            f" SELECT {name.format(f'({job})')}, i % {prompts_of_a_job}, 'a prompt' FROM n",
         ),
         (
-            JOBS * shards_of_a_job,
+            jobs * shards_of_a_job,
             "INSERT INTO micro_batches (job_id, shard_id, worker_id, attempt, device, compute_mode,"
             " rows, prompt_tokens, completion_tokens, prefill_seconds, decode_seconds,"
             " out_of_memory_retries, created_at)"
@@ -79,12 +86,12 @@ def fill(database: Database) -> None:
             f" 8, 1, 1, 1, 1, 0, {now} FROM n",
         ),
         (
-            JOBS * PROMPTS_OF_A_JOB,
+            jobs * prompts_of_a_job,
             "INSERT INTO completions (job_id, prompt_index, shard_id, micro_batch_id, text,"
             " prompt_tokens, completion_tokens, queued_seconds, prefill_seconds, decode_seconds,"
             " attempt, worker_id, created_at)"
-            f" SELECT {name.format(f'({job})')}, i % {PROMPTS_OF_A_JOB},"
-            f" i / {PROMPTS_OF_A_SHARD} + 1, i / {PROMPTS_OF_A_SHARD} + 1, 'a completion', 1, 1, 1,"
+            f" SELECT {name.format(f'({job})')}, i % {prompts_of_a_job},"
+            f" i / {prompts_of_a_shard} + 1, i / {prompts_of_a_shard} + 1, 'a completion', 1, 1, 1,"
             f" 1, 1, 1, 'w', {now} FROM n",
         ),
     )
@@ -272,6 +279,32 @@ def test_retry_reads_its_own_job_only(filled: Database) -> None:
     steps = steps_of(filled, lambda: control.retry_job(filled, job_id))
     assert [step for step in steps if step[0] == "SCAN" and is_harmful(*step)] == []
     control.cancel_job(filled, job_id)
+
+
+def test_a_page_in_the_middle_of_a_large_job_reads_its_own_rows_only(
+    home: Path, postgres_url: str
+) -> None:
+    # Given a job that is many pages, before and behind the one that is asked for.
+    database = open_database(Settings(home=home, database_url=postgres_url))
+    fill(database, jobs=1, prompts_of_a_job=30_000, prompts_of_a_shard=500)
+
+    (statement, parameters), *_ = statements_of(
+        database, lambda: next(reading.result_rows(database, "old0", after=20_000))
+    )
+    with database.read() as connection:
+        plan = connection.exec_driver_sql(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters
+        ).scalar_one()
+    database.close()
+
+    assert max(rows_of(plan[0]["Plan"])) == reading.ROWS_PER_PAGE
+
+
+def rows_of(node: dict[str, Any]) -> Iterator[float]:
+    """The rows that every step of a plan gave, all its repetitions together."""
+    yield node["Actual Rows"] * node["Actual Loops"]
+    for child in node.get("Plans", ()):
+        yield from rows_of(child)
 
 
 def test_a_scan_is_noticed(filled: Database) -> None:
