@@ -50,8 +50,8 @@ fuzz: $(STAMP) ## the coverage-guided fuzzer over every parser, FUZZ_SECONDS eac
 bench: $(STAMP) ## the queue benchmark: prompts/s beside one Celery task per prompt
 	$(BIN)/python -m benchmarks.queue
 
-chaos: $(STAMP) ## break everything at random moments, RUNS=100 of each fault, JOBS=4 at once; writes docs/reliability.md
-	$(BIN)/python -m tests.chaos --runs $(or $(RUNS),100) --seed $(or $(SEED),0) --jobs $(or $(JOBS),4)
+chaos: $(STAMP) ## break everything at random moments, RUNS=100 of each fault, JOBS=4 at once; MISSING=1 goes on; writes docs/reliability.md
+	$(BIN)/python -m tests.chaos --runs $(or $(RUNS),100) --seed $(or $(SEED),0) --jobs $(or $(JOBS),4) $(if $(MISSING),--missing)
 
 clean: ## remove what make made
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .coverage
