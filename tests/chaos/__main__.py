@@ -31,7 +31,7 @@ REPORT, JOURNAL = DOCS / "reliability.md", Journal(DOCS / "reliability.jsonl")
 
 def main() -> int:
     arguments = parse_arguments()
-    turns = turns_of(chosen_pairs(arguments), lambda fault: fault.runs(arguments.runs))
+    turns = turns_of(chosen_pairs(arguments), arguments.runs)
     if arguments.missing:
         turns = JOURNAL.missing(turns, seed=arguments.seed)
     if not turns:

@@ -29,7 +29,7 @@ def verdicts(request: pytest.FixtureRequest) -> VerdictsByPair:
         item.callspec.params for item in items if "verdicts" in item.fixturenames
     ]
     asked = [(FAULTS[each["name"]], each["kind"]) for each in parameters]
-    turns = turns_of([pair for pair in asked if pair[0].possible()], lambda each: each.runs(runs))
+    turns = turns_of([pair for pair in asked if pair[0].possible()], runs)
     found: dict[tuple[DatabaseKind, str], list[Verdict]] = defaultdict(list)
     with closing(play(turns, players=PLAYERS, seed=SEED)) as played:
         for each in played:

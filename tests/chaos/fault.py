@@ -24,7 +24,6 @@ class Fault:
         needs: What its stage has.
         databases: Where it can happen.
         possible: Whether this machine lets it happen.
-        most_runs: The most that it is played, where a run takes much longer.
     """
 
     name: str
@@ -32,10 +31,6 @@ class Fault:
     needs: Needs
     databases: tuple[DatabaseKind, ...] = BOTH
     possible: Callable[[], bool] = lambda: True
-    most_runs: int | None = None
-
-    def runs(self, asked: int) -> int:
-        return asked if self.most_runs is None else min(asked, self.most_runs)
 
 
 FAULTS: dict[str, Fault] = {}
@@ -47,7 +42,6 @@ def fault(
     *,
     databases: tuple[DatabaseKind, ...] = BOTH,
     possible: Callable[[], bool] = lambda: True,
-    most_runs: int | None = None,
 ) -> Callable[[Play], Play]:
     """Enter a function into the list of faults."""
 
@@ -59,7 +53,6 @@ def fault(
             needs=needs or Needs(),
             databases=databases,
             possible=possible,
-            most_runs=most_runs,
         )
         return play
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.chaos.fault import fault
-from tests.chaos.process_faults import REAL_LEASE_SECONDS, REAL_RUNS
+from tests.chaos.process_faults import REAL_LEASE_SECONDS
 from tests.chaos.run import Run
 from tests.chaos.shortage import Shortage
 from tests.chaos.stage import REAL_MODELS, Needs
@@ -31,14 +31,14 @@ def play_shortage(run: Run, shortage: Shortage, most_rows_left: int) -> None:
         run.problems.append(f"{batches[-1].row_capacity} rows, still more than {most_rows_left}")
 
 
-@fault("GPU memory gone at random decode steps (simulated)", SCARCE, most_runs=REAL_RUNS)
+@fault("GPU memory gone at random decode steps (simulated)", SCARCE)
 def random_steps(run: Run) -> None:
     count = run.random.randrange(1, 4)
     passes = tuple(run.random.sample(range(1, 2 * NEW_TOKENS), count))
     play_shortage(run, Shortage(passes=passes), ROWS // 2)
 
 
-@fault("GPU memory for fewer rows than there are (simulated)", SCARCE, most_runs=REAL_RUNS)
+@fault("GPU memory for fewer rows than there are (simulated)", SCARCE)
 def too_many_rows(run: Run) -> None:
     most_rows = run.random.randrange(1, ROWS)
     play_shortage(run, Shortage(most_rows=most_rows), most_rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -42,19 +42,16 @@ class Played:
     verdicts: tuple[Verdict, ...]
 
 
-def turns_of(
-    pairs: Sequence[tuple[Fault, DatabaseKind]], runs: Callable[[Fault], int]
-) -> list[Turn]:
+def turns_of(pairs: Sequence[tuple[Fault, DatabaseKind]], runs: int) -> list[Turn]:
     """All runs of these faults, cut into turns.
 
     The first runs of every fault come first, so that what is interrupted tells of
     all of them; among these, those together that need the same stage.
     """
     turns = [
-        Turn(fault=fault.name, kind=kind, numbers=range(start, min(start + RUNS_PER_TURN, most)))
+        Turn(fault=fault.name, kind=kind, numbers=range(start, min(start + RUNS_PER_TURN, runs)))
         for fault, kind in sorted(pairs, key=lambda pair: (pair[1], str(pair[0].needs)))
-        for most in (runs(fault),)
-        for start in range(0, most, RUNS_PER_TURN)
+        for start in range(0, runs, RUNS_PER_TURN)
     ]
     return sorted(turns, key=lambda turn: turn.numbers.start)
 

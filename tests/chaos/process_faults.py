@@ -19,7 +19,6 @@ MANY_PROMPTS = tuple(f"say something short of number {number}" for number in ran
 REAL_LEASE_SECONDS = 20.0
 REAL = Needs(lease_seconds=REAL_LEASE_SECONDS)
 # A run takes ten to fifty seconds.
-REAL_RUNS = 10
 REAL_PROMPTS = tuple(f"the worker number {number} is" for number in range(12))
 
 
@@ -103,7 +102,7 @@ for _victim in VICTIMS:
         fault(f"`kill -9` of the worker's {_victim}, {_moment}")(kill(_victim, _moment))
 
 
-@fault("`kill -9` of the child in a real model", REAL, most_runs=REAL_RUNS)
+@fault("`kill -9` of the child in a real model", REAL)
 def kill_real(run: Run) -> None:
     job = in_a_real_model(run)
     # Its rows are generated together, and those that follow are taken beforehand.

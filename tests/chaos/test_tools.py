@@ -129,19 +129,16 @@ def test_the_commit_of_the_code_is_told() -> None:
 
 
 def test_the_first_runs_of_all_faults_come_first_and_none_twice() -> None:
-    def fault(name: str, most_runs: int | None = None) -> Fault:
-        return Fault(name=name, play=lambda _run: None, needs=Needs(), most_runs=most_runs)
+    def fault(name: str) -> Fault:
+        return Fault(name=name, play=lambda _run: None, needs=Needs())
 
     runs = 2 * RUNS_PER_TURN + 1
-    turns = turns_of(
-        [(fault("fire"), "sqlite"), (fault("flood", most_runs=3), "sqlite")],
-        lambda fault: fault.runs(runs),
-    )
+    turns = turns_of([(fault("fire"), "sqlite"), (fault("flood"), "sqlite")], runs)
     assert [turn.numbers.start for turn in turns] == sorted(turn.numbers.start for turn in turns)
     played = [(turn.fault, number) for turn in turns for number in turn.numbers]
     assert sorted(played) == [
         *(("fire", number) for number in range(runs)),
-        *(("flood", number) for number in range(3)),
+        *(("flood", number) for number in range(runs)),
     ]
 
 
