@@ -57,7 +57,7 @@ def prepare(*, model: str, verify: bool, settings: Settings, as_json: bool) -> N
     prepared = _prepare(settings, chosen, verify=verify)
     if prepared.damaged:
         raise StoreDamagedError(
-            f"{len(prepared.damaged)} files in {prepared.folder} are damaged: "
+            f"in {prepared.folder} these files are damaged: "
             f"{', '.join(prepared.damaged)}; delete that folder and prepare the model again"
         )
     done = "was there" if prepared.was_there else "is ready"
