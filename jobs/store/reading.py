@@ -105,7 +105,7 @@ def result_rows(
     """
     while True:
         # Of both tables: Postgres would read completions from the job's first one
-        # each time, which for a million prompts took four times as long in all.
+        # each time, in the middle of 200 000 for 28 ms instead of 2.
         query = (
             _results(job_id)
             .where(prompts.c.prompt_index > after, completions.c.prompt_index > after)
