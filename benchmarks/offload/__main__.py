@@ -16,8 +16,8 @@ be written, mapped files included) and 256 MiB more, for address space that
 libraries never touch. accelerate is told the budget as max_memory; under that
 limit it fails, because safetensors maps its files as memory of that kind. "RAM
 MiB" is the peak of RssAnon above what was held before the load, "mapped" what
-of the store's files stays in memory beside it: ours, together, are to be below
-the budget. "CPU s" is the processor time of a step, which a busy box does not
+of the store's files a plan of ours keeps in memory beside it: together they are
+to be below the budget. "CPU s" is the processor time of a step, which a busy box does not
 stretch.
 
 On a GPU: see benchmarks.offload.on_gpu.

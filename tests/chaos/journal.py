@@ -114,18 +114,18 @@ class Journal:
         return self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
 
 
-def code_commit() -> str:
+def code_commit(root: Path = ROOT) -> str:
     """The last commit that changed anything but docs, with a "+" if there is more than that."""
     code = ("--", ".", ":!docs")
-    if not (commit := _git("log", "-1", "--format=%h", *code)):
+    if not (commit := _git(root, "log", "-1", "--format=%h", *code)):
         return "unknown"
-    return commit + ("+" if _git("status", "--porcelain", *code) else "")
+    return commit + ("+" if _git(root, "status", "--porcelain", *code) else "")
 
 
-def _git(*arguments: str) -> str:
+def _git(root: Path, *arguments: str) -> str:
     try:
         ended = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
         return ""

@@ -124,8 +124,26 @@ def test_a_run_that_broke_a_promise_is_counted_in_its_row() -> None:
     assert row("fire", "sqlite", entries).startswith("| fire | SQLite | 4 | 1 | 2 | 0 |")
 
 
-def test_the_commit_of_the_code_is_told() -> None:
-    assert code_commit().rstrip("+").isalnum()
+def test_the_commit_of_the_code_is_told_whatever_becomes_of_docs(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        command = ["git", *who, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert code_commit(tmp_path) == "unknown"
+    (tmp_path / "docs").mkdir()
+    for file in ("code.py", "docs/report.md"):
+        (tmp_path / file).write_text("one")
+        git("add", "-A")
+        git("commit", "-qm", file)
+    commit = git("log", "-1", "--format=%h", "HEAD~1")
+
+    (tmp_path / "docs/report.md").write_text("two")
+    assert code_commit(tmp_path) == commit
+
+    (tmp_path / "code.py").write_text("two")
+    assert code_commit(tmp_path) == f"{commit}+"
 
 
 def test_the_first_runs_of_all_faults_come_first_and_none_twice() -> None:

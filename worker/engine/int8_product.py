@@ -78,7 +78,7 @@ def int8_rows_of(
     """Activations made int8 row by row, as bitsandbytes' int8_vectorwise_quant does.
 
     To the bit, where they are numbers, but a few rows at a time, which stay in
-    the processor's cache: for 256 x 8192 that took 1.6 ms instead of 13.
+    the processor's cache: that is 1.6 to 6.9 times as fast (benchmarks.int8_rows).
 
     Args:
         rows: float [B, in].
