@@ -16,6 +16,7 @@ RUN --mount=type=cache,target=/pip-cache \
     test -z "$TORCH_INDEX_URL" \
     || pip install --no-deps --index-url "$TORCH_INDEX_URL" -c constraints.txt torch
 COPY pyproject.toml README.md ./
+COPY engine engine
 COPY worker worker
 COPY jobs jobs
 COPY cli cli

@@ -38,11 +38,11 @@ from benchmarks.batching_models import (
     maker_of,
 )
 from benchmarks.uniform_batch import UniformBatch, show_uniform, show_uniform_head
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import Engine, GenerationRequest, MicroBatch, RequestList
-from worker.engine.int8_model import Int8Model
-from worker.engine.transformers_engine import TransformersEngine
+from engine.decode.engine import ContinuousEngine
+from engine.decode.static_engine import TransformersEngine
+from engine.interface import Engine, GenerationRequest, MicroBatch, RequestList
+from engine.model.loaded import Int8Model
+from engine.plan.limits import BatchLimits
 
 
 @dataclass(frozen=True)

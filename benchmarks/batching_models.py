@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from benchmarks.streamed_maker import streamed_maker
+from engine.interface import GenerationRequest, LoadedModel, SamplingParameters
+from engine.model.loaded import Int8Model
 from tests.tiny_checkpoints import END, PAD, tiny_tokenizer
-from worker.engine.engine import GenerationRequest, LoadedModel, SamplingParameters
-from worker.engine.int8_model import Int8Model
 
 VOCABULARY = 300
 CONTEXT_TOKENS = 1024

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.engine.layout_demands import demands_of_config
-from worker.engine.machine import CPU_MARGIN_BYTES
-from worker.engine.model_demands import ModelDemands, Workload
-from worker.engine.model_layout import config_of_shape
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError, Home, Plan
-from worker.engine.throughputs import CPU, GIB, T4
+from engine.layout.blocks import config_of_shape
+from engine.plan.demands import ModelDemands, Workload
+from engine.plan.from_layout import demands_of_config
+from engine.plan.machine import CPU_MARGIN_BYTES
+from engine.plan.plan import Budgets, CannotRunError, Home, Plan
+from engine.plan.rates import CPU, GIB, T4
+from engine.plan.search import make_plan
 
 PAGE = Path(__file__).parents[1] / "docs" / "fits.md"
 MODELS = ("bloom-7b1", "cerebras-gpt-13b", "flan-ul2", "gpt-neox-20b")

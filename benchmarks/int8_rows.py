@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from bitsandbytes.functional import int8_vectorwise_quant
 
-from worker.engine.int8_product import int8_rows_of
-from worker.engine.model_skeleton import OUTLIER_THRESHOLD
+from engine.int8.linear import OUTLIER_THRESHOLD
+from engine.int8.product import int8_rows_of
 
 CALLS = 50
 SHAPES = ((8, 2048), (256, 2048), (256, 8192))

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.checkpoint.folder import open_checkpoint
+from engine.device import plain_dtype
+from engine.interface import LoadProgress, ModelSource
+from engine.layout.skeleton import int8_settings
+from engine.model.place import place_model
+from engine.plan.on_this_machine import PlacementOptions, plan_store
+from engine.store.opened import open_store
+from engine.store.prepare import store_for
 from tests.peak_memory import PeakMemory, anonymous_bytes
-from worker.engine.checkpoint import open_checkpoint
-from worker.engine.engine import LoadProgress, ModelSource
-from worker.engine.int8_model import plain_dtype
-from worker.engine.model_skeleton import int8_settings
-from worker.engine.placed_model import place_model
-from worker.engine.store_placement import PlacementOptions, plan_store
-from worker.engine.stored_checkpoint import store_for
-from worker.engine.stored_model import open_store
 
 
 @dataclass(frozen=True, kw_only=True)

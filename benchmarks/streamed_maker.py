@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from engine.device import plain_dtype
+from engine.model.loaded import Int8Model
+from engine.model.place import place_model
+from engine.plan.plan import Home
+from engine.store.opened import open_store
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import tiny_tokenizer
-from worker.engine.int8_model import Int8Model, plain_dtype
-from worker.engine.placed_model import place_model
-from worker.engine.plan import Home
-from worker.engine.stored_model import open_store
 
 
 def streamed_maker(model: Any, folder: Path, device: torch.device) -> Callable[[], Int8Model]:

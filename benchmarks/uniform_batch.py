@@ -18,13 +18,13 @@ from transformers import GenerationConfig
 
 from benchmarks.batching_models import description, forced_request
 from benchmarks.taking_turns import Cost, take_turns
+from engine.decode.engine import ContinuousEngine
+from engine.decode.stopping import decode_text
+from engine.interface import RequestList
+from engine.model.loaded import Int8Model
+from engine.plan.limits import BatchLimits
+from engine.quiet import quiet_libraries
 from tests.tiny_checkpoints import PAD
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import RequestList
-from worker.engine.int8_model import Int8Model
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.stopping import decode_text
 
 PROMPT_TOKENS = 64
 

@@ -7,8 +7,8 @@ from contextlib import closing
 
 from cli.check import Check
 from cli.faults import Fault
+from cli.known_faults import Look, looks
 from cli.ledger import connect_ledger
-from cli.repair import Look, looks
 from cli.store_faults import half_made_stores
 from jobs.database import check_schema
 from jobs.dispatch import Dispatcher
@@ -56,7 +56,7 @@ def _told(faults: list[Fault]) -> str:
 
 def check_stores(settings: Settings) -> Check:
     """Whether int8 copies were begun and left."""
-    from worker.store_care import is_being_made
+    from engine.store.care import is_being_made
 
     left = [folder for folder in half_made_stores(settings) if not is_being_made(folder)]
     if not left:

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from cli.new_job import JobOrder
 from cli.options import Command
-from jobs.parameter import Parameter
-from jobs.prompt_formats import READERS
-from jobs.spec import PARAMETERS, ParameterError
+from jobs.new_job import JobOrder
+from jobs.prompts.formats import READERS
+from jobs.prompts.parameter import Parameter
+from jobs.prompts.parameters import PARAMETERS, ParameterError
 from jobs.store.records import PRIORITIES
 
 METAVARS = {"integer": "N", "number": "X", "strings": "TEXT", "token_ids": "IDS"}

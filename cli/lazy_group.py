@@ -20,7 +20,7 @@ class LazyCommand:
     """Where a command is, and its short help, so that `--help` imports none of them.
 
     Attributes:
-        target: ``module:attribute``.
+        target: ``module:attribute``, the module in cli.commands.
         short_help: The first sentence of the command's own help.
     """
 
@@ -29,7 +29,7 @@ class LazyCommand:
 
     def load(self) -> click.Command:
         module, _, attribute = self.target.partition(":")
-        command = getattr(import_module(module), attribute)
+        command = getattr(import_module(f"cli.commands.{module}"), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{self.target} is no command")
         return command

@@ -11,7 +11,7 @@ from cli.stderr_bar import LINE_SECONDS, StderrBar
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from worker.engine.engine import LoadProgress
+    from engine.interface import LoadProgress
 
 DOING = {
     "download": "downloading",

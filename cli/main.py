@@ -12,20 +12,20 @@ from cli.failures import show_unexpected
 from cli.lazy_group import LazyCommand, LazyGroup
 
 COMMANDS = {
-    "submit": LazyCommand("cli.submit:submit", "Store a file of prompts as a job."),
-    "status": LazyCommand("cli.status:status", "Show how far a job is."),
-    "list": LazyCommand("cli.list:list_jobs", "List the jobs, newest first."),
-    "results": LazyCommand("cli.results:results", "Write a job's completions, in input order."),
-    "cancel": LazyCommand("cli.cancel:cancel", "End a job early; what is finished stays."),
-    "retry": LazyCommand("cli.retry:retry", "Run a job's failed prompts again."),
-    "models": LazyCommand("cli.models:models", "List the models and the workers that serve them."),
-    "plan": LazyCommand("cli.plan:plan", "Show what of a model would be where, and how fast."),
-    "prepare": LazyCommand("cli.prepare:prepare", "Make a model's int8 copy on disk, once."),
-    "worker": LazyCommand("cli.start_worker:worker", "Run jobs from the queue until stopped."),
-    "run": LazyCommand("cli.run:run", "Run a file of prompts in this process, without Redis."),
-    "db": LazyCommand("cli.db:db", "Look after the database's schema."),
-    "doctor": LazyCommand("cli.doctor:doctor", "Check this machine and say how to mend it."),
-    "repair": LazyCommand("cli.repair:repair", "Mend what a crash or a full disk left behind."),
+    "submit": LazyCommand("submit:submit", "Store a file of prompts as a job."),
+    "status": LazyCommand("status:status", "Show how far a job is."),
+    "list": LazyCommand("list:list_jobs", "List the jobs, newest first."),
+    "results": LazyCommand("results:results", "Write a job's completions, in input order."),
+    "cancel": LazyCommand("cancel:cancel", "End a job early; what is finished stays."),
+    "retry": LazyCommand("retry:retry", "Run a job's failed prompts again."),
+    "models": LazyCommand("models:models", "List the models and the workers that serve them."),
+    "plan": LazyCommand("plan:plan", "Show what of a model would be where, and how fast."),
+    "prepare": LazyCommand("prepare:prepare", "Make a model's int8 copy on disk, once."),
+    "worker": LazyCommand("start_worker:worker", "Run jobs from the queue until stopped."),
+    "run": LazyCommand("run:run", "Run a file of prompts in this process, without Redis."),
+    "db": LazyCommand("db:db", "Look after the database's schema."),
+    "doctor": LazyCommand("doctor:doctor", "Check this machine and say how to mend it."),
+    "repair": LazyCommand("repair:repair", "Mend what a crash or a full disk left behind."),
 }
 # These stay for hours; the others are over before garbage is worth collecting.
 LONG_LIVED = {"worker", "run"}

@@ -89,7 +89,7 @@ def _ascii_id(_: click.Context, __: click.Parameter, value: str) -> str:
 
 def output_options(command: Command) -> Command:
     """`--format` and `-o`, received as ``file_format`` (None if not given) and ``output``."""
-    from cli.result_formats import FORMATS
+    from jobs.results.formats import FORMATS
 
     command = click.option(
         "-o",

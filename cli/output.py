@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -11,22 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.wording import json_text
 from jobs.wording import printable as printable  # noqa: PLC0414 - it is part of this interface
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-# JSON escapes the controls below U+0020 itself. Terminals act on U+009B as on
-# ESC [, some readers of lines break them at U+2028 and U+2029, and bidirectional
-# marks show text in another order than it has.
-_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 PIPED_WIDTH = 400
-
-
-def json_text(document: object, *, indent: int | None = None) -> str:
-    """JSON in UTF-8 on one line unless indented, safe to show on a terminal."""
-    text = json.dumps(document, ensure_ascii=False, indent=indent)
-    return _UNESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def print_json(document: object) -> None:

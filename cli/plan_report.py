@@ -9,8 +9,8 @@ from typing import Any
 
 from cli.load_progress import size_text
 from cli.output import duration_text, print_fields, print_table, say
-from worker.engine.plan import Home, Plan
-from worker.engine.plan_advice import advice, speed_text
+from engine.plan.advice import advice, speed_text
+from engine.plan.plan import Home, Plan
 
 PREDICTED = "These are predictions from the model's shape, not measurements."
 

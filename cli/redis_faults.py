@@ -1,6 +1,6 @@
 """What is left of an embedded Redis: a socket nobody listens at, a server nobody uses.
 
-worker/embedded_redis.py takes the same two locks: `start.lock` while it looks
+worker/queue/embedded_redis.py takes the same two locks: `start.lock` while it looks
 and starts, `users.lock`, shared, for as long as a worker uses the server.
 """
 

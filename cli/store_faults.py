@@ -29,7 +29,7 @@ def store_faults(settings: Settings, busy_models: set[str], *, thorough: bool) -
         thorough: Also half-made ones that could be gone on with, and finished
             ones with damaged files, for which every byte is read.
     """
-    from worker.store_care import damaged_files, is_being_made, is_resumable
+    from engine.store.care import damaged_files, is_being_made, is_resumable
 
     for folder in half_made_stores(settings):
         if is_being_made(folder) or not (thorough or not is_resumable(folder)):
@@ -64,7 +64,7 @@ def finished_stores(settings: Settings) -> list[Path]:
 
 
 def _delete_half_made(folder: Path) -> bool:
-    from worker.store_care import held
+    from engine.store.care import held
 
     with held(folder) as is_ours:
         if not is_ours or not folder.exists():
@@ -74,7 +74,7 @@ def _delete_half_made(folder: Path) -> bool:
 
 
 def _set_back(folder: Path) -> bool:
-    from worker.store_care import damaged_files, held, set_back
+    from engine.store.care import damaged_files, held, set_back
 
     with held(folder) as is_ours:
         if not is_ours or not (names := damaged_files(folder)):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection
 
+# JSON escapes the controls below U+0020 itself. Terminals act on U+009B as on
+# ESC [, some readers of lines break them at U+2028 and U+2029, and bidirectional
+# marks show text in another order than it has.
+_UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 LONGEST_SHOWN_CHARACTERS = 60
 LONGEST_SHOWN_BITS = 128
 
@@ -57,3 +63,9 @@ def likeliest_meant(name: str, known: Collection[str]) -> str:
 
     close = difflib.get_close_matches(name[:LONGEST_SHOWN_CHARACTERS], known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def json_text(document: object, *, indent: int | None = None) -> str:
+    """JSON in UTF-8 on one line unless indented, safe to show on a terminal."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    return _UNESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import torch
 from greenlet import getcurrent, greenlet
 
-from tests.tiny_checkpoints import tiny_model, tiny_tokenizer
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import (
+from engine.cache.format import CacheDtype
+from engine.decode.engine import ContinuousEngine
+from engine.decode.static_engine import TransformersEngine
+from engine.interface import (
     Engine,
     GenerationRequest,
     GenerationResult,
@@ -27,10 +27,10 @@ from worker.engine.engine import (
     RequestList,
     SamplingParameters,
 )
-from worker.engine.int8_model import Int8Model
-from worker.engine.kv_format import CacheDtype
-from worker.engine.transformers_engine import TransformersEngine
-from worker.engine.weight_passes import StreamTotals, WeightPasses
+from engine.model.loaded import Int8Model
+from engine.plan.limits import BatchLimits
+from engine.weights.passes import StreamTotals, WeightPasses
+from tests.tiny_checkpoints import tiny_model, tiny_tokenizer
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from sqlalchemy import Select, func, select, update
 
 from jobs.database import Database
 from jobs.models import completions, database_now, jobs, micro_batches, shards
-from jobs.spec import PromptRequest
+from jobs.prompts.parameters import PromptRequest
 from jobs.store import leases, recording
 from jobs.store.records import Claim, MicroBatchRecord, NewJob, PromptOutcome
 from jobs.store.submission import submit_job

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from engine.plan.plan import Home
+from engine.weights.loader import load_store
 from tests.peak_memory import PeakMemory, anonymous_bytes
 from tests.stores import CPU, ignore, never, prepare
-from worker.engine.plan import Home
-from worker.engine.store_loader import load_store
 
 
 def main(checkpoint: Path, stores: Path, homes: dict[str, Home]) -> None:

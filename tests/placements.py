@@ -7,11 +7,11 @@ from itertools import cycle
 import torch
 from safetensors.torch import load_file
 
+from engine.layout.blocks import ModelLayout
+from engine.plan.plan import Home
+from engine.store.read import StoredBlock
+from engine.weights.loader import LoadedBlock
 from tests.stores import read_block
-from worker.engine.block_file import StoredBlock
-from worker.engine.model_layout import ModelLayout
-from worker.engine.plan import Home
-from worker.engine.store_loader import LoadedBlock
 
 PLACEMENTS: dict[str, tuple[Home, ...]] = {
     "all-resident": ("resident",),

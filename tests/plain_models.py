@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from engine.quiet import quiet_libraries
+from engine.store.prepare import Int8Store
 from tests.stores import CPU, engine_only_tensors
-from worker.engine.int8_store import Int8Store
-from worker.engine.library_noise import quiet_libraries
 
 
 def plain_model(

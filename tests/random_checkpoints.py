@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.layout.blocks import TensorLayout
+from engine.store.header import safetensors_header
 from tests.tiny_checkpoints import tiny_tokenizer
-from worker.engine.model_layout import TensorLayout
-from worker.engine.store_file import safetensors_header
 
 # A prime, so that no two rows of a weight are alike though it repeats.
 _ELEMENTS = 4_194_301

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker.engine.block_file import StoredBlock
-from worker.engine.disk_reader import DiskReader
-from worker.engine.engine import LoadProgress, ModelSource
-from worker.engine.int8_store import Int8Store, prepare_store
-from worker.engine.store_plan import ENGINE_ONLY
+from engine.interface import LoadProgress, ModelSource
+from engine.store.contents import ENGINE_ONLY
+from engine.store.prepare import Int8Store, prepare_store
+from engine.store.read import StoredBlock
+from engine.weights.disk_reader import DiskReader
 
 CPU = torch.device("cpu")
 

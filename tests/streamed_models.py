@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from engine.model.place import PlacedModel, place_model
+from engine.plan.plan import Home
+from engine.store.opened import OpenedStore, open_store
+from engine.store.prepare import Int8Store
 from tests.placements import homes_of
 from tests.plain_models import greedy, plain_model
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.int8_store import Int8Store
-from worker.engine.placed_model import PlacedModel, place_model
-from worker.engine.plan import Home
-from worker.engine.stored_model import OpenedStore, open_store
 
 NEW_TOKENS = 8
 PROMPTS = (

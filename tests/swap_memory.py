@@ -11,11 +11,11 @@ import json
 import sys
 from pathlib import Path
 
+from engine.interface import RequestList
 from tests.integration.engine_runs import never, request
 from tests.integration.test_streamed_engine import engine_for, least_bytes
 from tests.peak_memory import anonymous_bytes
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.engine import RequestList
 
 REQUESTS = [request(key, "the queue holds " * (key + 1)) for key in range(3)]
 

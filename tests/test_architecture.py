@@ -13,21 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("worker", "jobs", "cli")
+PACKAGES = ("engine", "worker", "jobs", "cli")
 MOST_LINES = 400
 # Imported anywhere, these cost seconds and gigabytes; a client box has none of them.
 TENSOR_LIBRARIES = {"torch", "transformers", "bitsandbytes", "accelerate"}
 # Files, or folders with a slash at the end.
-ENGINE = {"worker/engine/"}
-QUEUE = {
-    "worker/attentive_pool.py",
-    "worker/celery_app.py",
-    "worker/tasks.py",
-    "worker/sticky_queues.py",
-    "worker/foreign_messages.py",
-    "worker/sweeper.py",
-    "jobs/dispatch.py",
-}
+ENGINE = {"engine/"}
+QUEUE = {"worker/queue/", "jobs/dispatch.py"}
 LEDGER = {"jobs/models.py", "jobs/database.py", "jobs/store/", "alembic/"}
 # Where each library may be imported, for type checkers too.
 HOMES = {
@@ -136,7 +128,7 @@ def test_the_whole_domain_imports_without_tensor_libraries() -> None:
 
 
 def test_the_engines_interface_imports_without_tensor_libraries() -> None:
-    assert loaded_after("import worker.engine.engine") & TENSOR_LIBRARIES == set()
+    assert loaded_after("import engine.interface") & TENSOR_LIBRARIES == set()
 
 
 def test_no_file_has_a_name_that_hides_a_library_or_says_nothing() -> None:
@@ -184,7 +176,7 @@ def test_nothing_is_unpickled() -> None:
 def test_torch_files_are_read_as_weights_only() -> None:
     loads = [
         (path, node)
-        for path in source_files("worker/engine")
+        for path in source_files("engine")
         for node in ast.walk(syntax_tree(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
     ]

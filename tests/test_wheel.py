@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("worker", "jobs", "cli")
+PACKAGES = ("engine", "worker", "jobs", "cli")
 ENGINE_LIBRARIES = {"torch", "transformers", "bitsandbytes"}
 
 
@@ -75,7 +75,9 @@ def source_files(folder: str, pattern: str) -> set[PurePosixPath]:
     return {PurePosixPath(path.relative_to(root)) for path in root.rglob(pattern)}
 
 
-def test_the_import_packages_are_exactly_worker_jobs_and_cli(names: list[PurePosixPath]) -> None:
+def test_the_import_packages_are_exactly_engine_worker_jobs_and_cli(
+    names: list[PurePosixPath],
+) -> None:
     tops = {name.parts[0] for name in names if not name.parts[0].endswith(".dist-info")}
     assert tops == set(PACKAGES)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from worker.engine.block_file import StoredBlock
-from worker.engine.store_loader import LoadedBlock
-from worker.engine.streamed_passes import StreamedPasses
-from worker.engine.weight_stream import Slot, WeightStream
+from engine.store.read import StoredBlock
+from engine.weights.loader import LoadedBlock
+from engine.weights.passes import StreamedPasses
+from engine.weights.stream import Slot, WeightStream
 
 SLOTS = 2
 PASSES = 300

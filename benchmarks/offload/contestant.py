@@ -20,8 +20,8 @@ from benchmarks.offload.measure import PageCache, Steps, generate
 from benchmarks.offload.our_engine import generate_by_engine
 from benchmarks.offload.pinned_link import link_bytes_per_second
 from benchmarks.offload.ways import OURS, Loaded, Way, load
+from engine.cache.format import CacheDtype
 from tests.peak_memory import PeakMemory, anonymous_bytes
-from worker.engine.kv_format import CacheDtype
 
 # Until a budget is enforced: address space that libraries take and never touch.
 UNTOUCHED_BYTES = 2**28

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.model_layout import modules_of_blocks
-from worker.engine.weight_passes import StreamTotals, WeightPasses
+from engine.layout.blocks import modules_of_blocks
+from engine.quiet import quiet_libraries
+from engine.weights.passes import StreamTotals, WeightPasses
 
 PAD = 1
 

@@ -29,8 +29,8 @@ import torch
 from benchmarks.offload.contest import contest, show_ratios
 from benchmarks.offload.contestant import Run
 from benchmarks.offload.random_model import RandomModel, random_model
-from worker.engine.bandwidth_probe import gpu_throughputs
-from worker.engine.model_layout import SHAPES, config_of_shape
+from engine.layout.blocks import SHAPES, config_of_shape
+from engine.plan.probe import gpu_throughputs
 
 GIB = 2**30
 COLAB = "12.7GiB"

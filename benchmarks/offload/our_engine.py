@@ -14,14 +14,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.offload.measure import Steps
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import GenerationRequest, LoadedModel, RequestList, SamplingParameters
-from worker.engine.engine_choice import make_engine
-from worker.engine.int8_linear import ComputeMode
-from worker.engine.kv_format import CacheDtype
-from worker.engine.placed_model import PlacedModel
-from worker.engine.weight_passes import StreamTotals, WeightPasses
+from engine.cache.format import CacheDtype
+from engine.decode.engine import ContinuousEngine
+from engine.decode.engine_choice import make_engine
+from engine.int8.linear import ComputeMode
+from engine.interface import GenerationRequest, LoadedModel, RequestList, SamplingParameters
+from engine.model.place import PlacedModel
+from engine.plan.limits import BatchLimits
+from engine.weights.passes import StreamTotals, WeightPasses
 
 
 def engine_of(

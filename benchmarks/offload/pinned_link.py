@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import torch
 
-from worker.engine.host_buffer import host_buffer
+from engine.weights.buffers import host_buffer
 
 # As large as a layer of gpt-neox-20b, in int8.
 COPY_BYTES = 432 * 2**20

@@ -17,18 +17,18 @@ from zlib import crc32
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from engine.checkpoint.folder import Checkpoint
+from engine.checkpoint.tensors import CheckpointTensors
+from engine.int8.quantise import cast_chunks
+from engine.layout.blocks import TensorLayout, layout_of
+from engine.layout.families import family_of
+from engine.store.contents import plan_store
+from engine.store.header import safetensors_header
+from engine.store.maker import StoreMaker
+from engine.store.manifest import StoreOrigin
+from engine.store.prepare import Int8Store
+from engine.store.write import INDEX, TensorStream
 from tests.tiny_checkpoints import tiny_tokenizer
-from worker.engine.checkpoint import Checkpoint
-from worker.engine.checkpoint_tensors import CheckpointTensors
-from worker.engine.families import family_of
-from worker.engine.int8_store import Int8Store
-from worker.engine.model_layout import TensorLayout, layout_of
-from worker.engine.quantise import cast_chunks
-from worker.engine.store_companions import INDEX
-from worker.engine.store_file import TensorStream, safetensors_header
-from worker.engine.store_maker import StoreMaker
-from worker.engine.store_manifest import StoreOrigin
-from worker.engine.store_plan import plan_store
 
 # A prime, so that no two rows of a weight are alike though the buffer repeats.
 _PERIOD = 4_194_301

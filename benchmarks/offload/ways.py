@@ -23,20 +23,20 @@ from transformers import (
 )
 
 from benchmarks.offload.our_engine import engine_of
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.int8_linear import ComputeMode
-from worker.engine.int8_model import plain_dtype
-from worker.engine.int8_store import Int8Store
-from worker.engine.kv_format import CacheDtype
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.model_demands import Workload
-from worker.engine.placed_model import place_model
-from worker.engine.plan import Home
-from worker.engine.store_manifest import read_manifest
-from worker.engine.store_placement import PlacementOptions, limits_of, plan_store
-from worker.engine.stored_model import OpenedStore, open_store
-from worker.engine.weight_passes import ResidentPasses, WeightPasses
+from engine.cache.format import CacheDtype
+from engine.decode.engine import ContinuousEngine
+from engine.device import plain_dtype
+from engine.int8.linear import ComputeMode
+from engine.model.place import place_model
+from engine.plan.demands import Workload
+from engine.plan.limits import BatchLimits
+from engine.plan.on_this_machine import PlacementOptions, limits_of, plan_store
+from engine.plan.plan import Home
+from engine.quiet import quiet_libraries
+from engine.store.manifest import read_manifest
+from engine.store.opened import OpenedStore, open_store
+from engine.store.prepare import Int8Store
+from engine.weights.passes import ResidentPasses, WeightPasses
 
 # The first two are ours. "seed" is transformers with bitsandbytes int8 on the GPU
 # and float16 beside it; "accelerate-int8" keeps int8 beside it; the last two are

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from jobs.database import Database
 from jobs.errors import BadInputError, IdempotencyConflictError
 from jobs.models import database_now, jobs, prompts, shards
-from jobs.spec import PromptRequest
+from jobs.prompts.parameters import PromptRequest
 from jobs.store.records import NewJob, Submission
 
 # No 0/o, 1/i/l, u/v: an id is read aloud and typed.

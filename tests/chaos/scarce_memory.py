@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from engine.weights.passes import StreamTotals, WeightPasses
 from tests.chaos.shortage import Shortage
-from worker.engine.weight_passes import StreamTotals, WeightPasses
 
 T = TypeVar("T")
 

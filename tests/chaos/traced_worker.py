@@ -27,8 +27,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine.interface import GenerationRequest, RequestFeed
 from tests.chaos.trace import write_begun
-from worker.engine.engine import GenerationRequest, RequestFeed
 
 
 class TracedFeed:
@@ -66,9 +66,9 @@ class TracedEngine:
 
 def trace_engines() -> None:
     """Every engine that a worker gets from its host writes the trace."""
-    import worker.engine_host
+    import worker.models.engine_host
 
-    host_class: Any = worker.engine_host.EngineHost
+    host_class: Any = worker.models.engine_host.EngineHost
     engine_for = host_class.engine_for
 
     def traced(host: Any, *arguments: Any, **options: Any) -> TracedEngine:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from engine.interface import ModelLoadError
+from engine.store.manifest import MANIFEST, StoreManifest, StoreOrigin, WrittenFile, read_manifest
+from engine.store.read import StoredBlock, block_names, open_block
 from tests.fuzz.seeds import DATA_BYTES
 from tests.fuzz.targets import scratch
 from tests.stores import read_block
-from worker.engine.block_file import StoredBlock, block_names, open_block
-from worker.engine.engine import ModelLoadError
-from worker.engine.store_file import WrittenFile
-from worker.engine.store_manifest import MANIFEST, StoreManifest, StoreOrigin, read_manifest
 
 # A header may claim more of a file than a test should read.
 MOST_BLOCK_BYTES = 2**20

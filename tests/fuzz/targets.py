@@ -19,7 +19,7 @@ from jobs.catalogue import load_catalogue
 from jobs.database import Database, open_database
 from jobs.dispatch import TASK_NAME, new_connection
 from jobs.errors import PromptFileError, SettingsError, TgpError
-from jobs.prompt_file import PromptFile
+from jobs.prompts.file import PromptFile
 from jobs.settings import Settings, load_settings
 from jobs.store.leases import claim_shard
 from jobs.wording import text_problem
@@ -147,8 +147,8 @@ def message(content: bytes) -> None:
 def message_task() -> Callable[..., object]:
     from celery import Celery
 
-    from worker.held_shard import Outcome
-    from worker.tasks import register_task
+    from worker.queue.tasks import register_task
+    from worker.shards.held_shard import Outcome
 
     ledger = message_ledger()
 

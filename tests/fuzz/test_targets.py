@@ -99,11 +99,11 @@ def test_any_bytes_are_read_or_refused(name: str, content: bytes) -> None:
 def test_tensors_that_share_bytes_are_refused() -> None:
     from contextlib import ExitStack
 
+    from engine.interface import ModelLoadError
+    from engine.store.manifest import WrittenFile
+    from engine.store.read import open_block
     from tests.fuzz.stores import manifest_of
     from tests.fuzz.targets import scratch
-    from worker.engine.block_file import open_block
-    from worker.engine.engine import ModelLoadError
-    from worker.engine.store_file import WrittenFile
 
     first = {"dtype": "I8", "shape": [29], "data_offsets": [0, 29]}
     text = json.dumps({"a": first, "b": first}).encode()
@@ -118,10 +118,10 @@ def test_the_seed_of_a_store_is_read_whole() -> None:
     # So that a target which refuses everything would be noticed.
     from contextlib import ExitStack
 
+    from engine.store.manifest import WrittenFile
+    from engine.store.read import open_block
     from tests.fuzz.stores import manifest_of
     from tests.fuzz.targets import scratch
-    from worker.engine.block_file import open_block
-    from worker.engine.store_file import WrittenFile
 
     (scratch() / "d-1.safetensors").write_bytes(store_file())
     listed = manifest_of({"d-1.safetensors": WrittenFile(bytes=len(store_file()), sha256="")})

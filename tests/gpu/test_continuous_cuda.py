@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.cache.format import CacheDtype
+from engine.decode.engine import ContinuousEngine
+from engine.plan.limits import BatchLimits
 from tests.continuous_engines import PROMPTS, by_key, description, loaded, request, said, windows
 from tests.tiny_checkpoints import ALIASES
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.kv_format import CacheDtype
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,16 +15,10 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from engine.interface import Engine, GenerationRequest, ModelSource, RequestList, SamplingParameters
+from engine.load import load_engine
+from engine.quiet import quiet_libraries
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, save_random_checkpoint
-from worker.engine.engine import (
-    Engine,
-    GenerationRequest,
-    ModelSource,
-    RequestList,
-    SamplingParameters,
-)
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.load_engine import load_engine
 
 pytestmark = [
     pytest.mark.gpu,

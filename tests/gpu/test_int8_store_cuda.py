@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
+from engine.interface import ModelSource
+from engine.load import load_engine
+from engine.quiet import quiet_libraries
 from tests.integration.engine_runs import RAGGED_PROMPTS, ignore, never, request, run
 from tests.stores import plain_tensors, prepare
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
-from worker.engine.engine import ModelSource
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.load_engine import load_engine
 
 pytestmark = [
     pytest.mark.gpu,

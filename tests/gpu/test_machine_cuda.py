@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.engine.bandwidth_probe import gpu_throughputs, read_throughputs
-from worker.engine.machine import machine_budgets
+from engine.plan.machine import machine_budgets
+from engine.plan.probe import gpu_throughputs, read_throughputs
 
 pytestmark = [
     pytest.mark.gpu,

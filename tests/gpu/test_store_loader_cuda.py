@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from engine.layout.blocks import layout_of
+from engine.weights.loader import load_store
 from tests.placements import (
     PLACEMENTS,
     bytes_by_home,
@@ -18,8 +20,6 @@ from tests.placements import (
 )
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.model_layout import layout_of
-from worker.engine.store_loader import load_store
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,6 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from engine.int8.linear import ComputeMode
+from engine.plan.demands import Workload
+from engine.plan.from_layout import demands_of_layout
+from engine.plan.plan import Budgets, CannotRunError, Plan
+from engine.plan.rates import T4
+from engine.plan.search import make_plan
+from engine.store.opened import OpenedStore
+from engine.store.prepare import Int8Store
+from engine.weights import buffers as host_buffer
 from tests.placements import PLACEMENTS, bytes_by_home
 from tests.streamed_models import (
     PROMPTS,
@@ -18,15 +27,6 @@ from tests.streamed_models import (
     tokens_of,
 )
 from tests.tiny_checkpoints import ALIASES
-from worker.engine import host_buffer
-from worker.engine.int8_linear import ComputeMode
-from worker.engine.int8_store import Int8Store
-from worker.engine.layout_demands import demands_of_layout
-from worker.engine.model_demands import Workload
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError, Plan
-from worker.engine.stored_model import OpenedStore
-from worker.engine.throughputs import T4
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from worker.engine.engine import (
+from engine.interface import (
     Engine,
     GenerationRequest,
     GenerationResult,
@@ -16,7 +16,7 @@ from worker.engine.engine import (
     RequestList,
     SamplingParameters,
 )
-from worker.engine.load_engine import load_engine
+from engine.load import load_engine
 
 NEW_TOKENS = 10
 # Longest first, as the engine runs them: bitsandbytes looks at a batch as a whole.

@@ -15,20 +15,21 @@ from typing import Any
 import pytest
 import torch
 
+from engine.cache.format import CacheDtype, cache_format
+from engine.cache.memory import StateStore, cache_shape_of
+from engine.cache.transformers_cache import Moving, Place, cache_at, with_cross_states
+from engine.checkpoint.folder import open_checkpoint
+from engine.decode.engine import ContinuousEngine
+from engine.decode.forward import ForwardCalls
+from engine.interface import LoadedModel, ModelSource
+from engine.layout.families import family_of
+from engine.model.loaded import Int8Model
+from engine.model.whole import load_int8
+from engine.plan.limits import BatchLimits
 from examples.documentation import REPOSITORY, read_paragraphs
 from tests.integration.engine_runs import RAGGED_PROMPTS, ignore, never, request, run
 from tests.integration.test_engine import plain_transformers
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.checkpoint import open_checkpoint
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import LoadedModel, ModelSource
-from worker.engine.families import family_of
-from worker.engine.forward_calls import ForwardCalls
-from worker.engine.int8_model import Int8Model, load_int8
-from worker.engine.kv_cache import Moving, Place, cache_at, with_cross_states
-from worker.engine.kv_format import CacheDtype, cache_format
-from worker.engine.kv_store import StateStore, cache_shape_of
 
 # How much worse a model may be at its own text with an int8 cache.
 MOST_PERPLEXITY_COST = 1.01

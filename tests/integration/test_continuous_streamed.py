@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
+from engine.decode.engine import ContinuousEngine
+from engine.interface import GenerationRequest, SamplingParameters
+from engine.model.loaded import Int8Model
+from engine.model.place import place_model
+from engine.plan.limits import BatchLimits
+from engine.store.opened import open_store
 from tests.continuous_engines import Said, TrickleFeed, by_key, description, said, windows
 from tests.placements import homes_of
 from tests.stores import CPU, ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import GenerationRequest, SamplingParameters
-from worker.engine.int8_model import Int8Model
-from worker.engine.placed_model import place_model
-from worker.engine.stored_model import open_store
 
 PROMPTS = ("A", "The queue holds", "Every prompt is written to the database before a message")
 PARAMETERS = (

@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from jobs.settings import Settings
-from worker.embedded_redis import EmbeddedRedis
 from worker.log import get_logger
+from worker.queue.embedded_redis import EmbeddedRedis
 
 pytestmark = pytest.mark.integration
 

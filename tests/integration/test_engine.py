@@ -22,6 +22,16 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from engine.interface import (
+    Engine,
+    EngineLoader,
+    LoadInterruptedError,
+    LoadProgress,
+    ModelSource,
+    RequestList,
+)
+from engine.load import load_engine
+from engine.quiet import quiet_libraries
 from tests.integration.engine_runs import (
     NEW_TOKENS,
     RAGGED_PROMPTS,
@@ -33,16 +43,6 @@ from tests.integration.engine_runs import (
     run,
 )
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
-from worker.engine.engine import (
-    Engine,
-    EngineLoader,
-    LoadInterruptedError,
-    LoadProgress,
-    ModelSource,
-    RequestList,
-)
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.load_engine import load_engine
 
 
 @pytest.fixture(scope="session")

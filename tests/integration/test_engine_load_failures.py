@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.interface import ModelLoadError, ModelSource
+from engine.load import load_engine
 from tests.tiny_checkpoints import save_random_checkpoint
-from worker.engine.engine import ModelLoadError, ModelSource
-from worker.engine.load_engine import load_engine
 
 
 def message_of(source: ModelSource, **options: Any) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.interface import ChatMessage
 from tests.integration.engine_runs import copy, edit, load, request, run
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS, checkpoint_folder
-from worker.engine.engine import ChatMessage
 
 
 @pytest.fixture(scope="module")

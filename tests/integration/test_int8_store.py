@@ -23,6 +23,8 @@ from transformers import (
     OPTConfig,
 )
 
+from engine.checkpoint.tensors import StoreUnsupportedError
+from engine.quiet import quiet_libraries
 from tests.stores import (
     engine_only_tensors,
     pickle_weights,
@@ -37,8 +39,6 @@ from tests.tiny_checkpoints import (
     save_random_checkpoint,
     tiny_tokenizer,
 )
-from worker.engine.checkpoint_tensors import StoreUnsupportedError
-from worker.engine.library_noise import quiet_libraries
 
 PROMPTS = ("the queue holds shards", "a model that fits", "every prompt")
 

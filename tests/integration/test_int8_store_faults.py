@@ -19,12 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
+from engine.store.lock import store_lock
+from engine.store.manifest import MANIFEST
+from engine.store.prepare import Int8Store, damaged_files
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import save_random_checkpoint
-from worker.engine.engine import LoadInterruptedError, LoadProgress, ModelLoadError
-from worker.engine.int8_store import Int8Store, damaged_files
-from worker.engine.store_lock import store_lock
-from worker.engine.store_manifest import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -164,7 +164,7 @@ def test_a_full_disk_says_so_and_the_next_goes_on(
 def test_a_disk_without_room_is_refused_with_the_numbers_and_nothing_written(
     checkpoint: Path, stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.store_maker.free_disk_bytes", lambda _: 2**20)
+    monkeypatch.setattr("engine.store.maker.free_disk_bytes", lambda _: 2**20)
 
     with pytest.raises(ModelLoadError, match=r"needs 0\.06 GiB .* 0\.00 GiB are free"):
         prepare(checkpoint, stores)

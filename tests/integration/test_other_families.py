@@ -18,17 +18,17 @@ from transformers import (
     XGLMConfig,
 )
 
+from engine.checkpoint.tensors import StoreUnsupportedError
+from engine.decode.engine import ContinuousEngine
+from engine.interface import GenerationRequest, ModelSource, RequestList, SamplingParameters
+from engine.load import load_engine
+from engine.plan.from_layout import demands_of_config, demands_of_layout
+from engine.plan.plan import Home
+from engine.quiet import quiet_libraries
+from engine.store.opened import OpenedStore
 from tests.stores import ignore, never, prepare
 from tests.streamed_models import StreamedModels, at_homes
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
-from worker.engine.checkpoint_tensors import StoreUnsupportedError
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import GenerationRequest, ModelSource, RequestList, SamplingParameters
-from worker.engine.layout_demands import demands_of_config, demands_of_layout
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.load_engine import load_engine
-from worker.engine.plan import Home
-from worker.engine.stored_model import OpenedStore
 
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 NAMES = {"vocab_size": 300, **ENDS}

@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from engine.interface import ModelSource
+from engine.model.place import place_model
+from engine.plan.demands import ModelDemands, Workload
+from engine.plan.from_layout import DTYPES, demands_of_config
+from engine.plan.plan import Budgets, CannotRunError, Plan
+from engine.plan.rates import T4
+from engine.plan.search import make_plan
+from engine.store.opened import open_store
+from engine.store.prepare import Int8Store, prepare_store
+from engine.weights.loader import load_store
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.engine import ModelSource
-from worker.engine.int8_store import Int8Store, prepare_store
-from worker.engine.layout_demands import DTYPES, demands_of_config
-from worker.engine.model_demands import ModelDemands, Workload
-from worker.engine.placed_model import place_model
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError, Plan
-from worker.engine.store_loader import load_store
-from worker.engine.stored_model import open_store
-from worker.engine.throughputs import T4
 
 TOLERANCE = 0.02
 # Data starts at a multiple of 4096, after names and shapes.

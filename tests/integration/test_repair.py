@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from engine.store.lock import store_lock
 from jobs.database import Database
 from jobs.dispatch import Dispatcher, queue_name
 from jobs.models import database_now, jobs, shards
@@ -41,7 +42,6 @@ from tests.stores import never, prepare
 from tests.tiny_checkpoints import save_random_checkpoint
 from tests.unit.cli.conftest import Tgp, tgp
 from tests.unit.cli.test_doctor import _no_torch_is_imported
-from worker.engine.store_lock import store_lock
 
 __all__ = ["_no_torch_is_imported", "box", "short_folder", "tgp"]
 

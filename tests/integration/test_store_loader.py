@@ -16,6 +16,12 @@ import pytest
 import torch
 from transformers import AutoConfig, GPTNeoXConfig
 
+from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
+from engine.layout.blocks import ModelLayout, layout_of
+from engine.plan.plan import Home
+from engine.store.prepare import Int8Store
+from engine.store.read import PIECE_BYTES
+from engine.weights.loader import READERS, LoadedStore, load_store
 from tests.placements import (
     PLACEMENTS,
     bytes_by_home,
@@ -27,12 +33,6 @@ from tests.placements import (
 from tests.random_checkpoints import write_random_checkpoint
 from tests.stores import CPU, ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.block_file import PIECE_BYTES
-from worker.engine.engine import LoadInterruptedError, LoadProgress, ModelLoadError
-from worker.engine.int8_store import Int8Store
-from worker.engine.model_layout import ModelLayout, layout_of
-from worker.engine.plan import Home
-from worker.engine.store_loader import READERS, LoadedStore, load_store
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.interface import LoadProgress, ModelLoadError, ModelSource
+from engine.load import load_engine
 from tests.integration.engine_runs import RAGGED_PROMPTS, ignore, load, never, request, run
 from tests.stores import pickle_weights, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, save_random_checkpoint
-from worker.engine.engine import LoadProgress, ModelLoadError, ModelSource
-from worker.engine.load_engine import load_engine
 
 REQUESTS = [request(key, prompt) for key, prompt in enumerate(RAGGED_PROMPTS)]
 

@@ -9,12 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from tests.integration.engine_runs import ignore, never, request
-from tests.placements import homes_of
-from tests.stores import CPU, prepare
-from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.engine import (
+from engine.decode.engine_choice import make_engine
+from engine.interface import (
     Engine,
     LoadedModel,
     MicroBatch,
@@ -22,16 +18,20 @@ from worker.engine.engine import (
     ModelSource,
     RequestList,
 )
-from worker.engine.engine_choice import make_engine
-from worker.engine.int8_store import Int8Store
-from worker.engine.layout_demands import demands_of_config
-from worker.engine.load_engine import load_engine
-from worker.engine.model_demands import Workload
-from worker.engine.placed_model import place_model
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError
-from worker.engine.stored_model import open_store
-from worker.engine.throughputs import CPU as CPU_RATES
+from engine.load import load_engine
+from engine.model.place import place_model
+from engine.plan.demands import Workload
+from engine.plan.from_layout import demands_of_config
+from engine.plan.limits import BatchLimits
+from engine.plan.plan import Budgets, CannotRunError
+from engine.plan.rates import CPU as CPU_RATES
+from engine.plan.search import make_plan
+from engine.store.opened import open_store
+from engine.store.prepare import Int8Store
+from tests.integration.engine_runs import ignore, never, request
+from tests.placements import homes_of
+from tests.stores import CPU, prepare
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder
 
 PROMPTS = tuple(
     f"{text} {number}"

@@ -17,6 +17,12 @@ import pytest
 import torch
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
+from engine.int8.linear import ComputeMode
+from engine.interface import ModelLoadError
+from engine.model.place import PlacedModel, place_model
+from engine.store.opened import open_store
+from engine.store.prepare import Int8Store
+from engine.store.read import Segment
 from tests.placements import PLACEMENTS
 from tests.plain_models import plain_model
 from tests.stores import CPU, ignore, never, prepare
@@ -28,12 +34,6 @@ from tests.streamed_models import (
     tokens_of,
 )
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
-from worker.engine.block_file import Segment
-from worker.engine.engine import ModelLoadError
-from worker.engine.int8_linear import ComputeMode
-from worker.engine.int8_store import Int8Store
-from worker.engine.placed_model import PlacedModel, place_model
-from worker.engine.stored_model import open_store
 
 ON_CPU = StreamedModels(CPU, torch.float32)
 

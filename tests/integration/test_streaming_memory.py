@@ -12,7 +12,7 @@ from benchmarks.offload.contest import in_own_process
 from benchmarks.offload.contestant import Outcome, Run
 from benchmarks.offload.random_model import random_model
 from benchmarks.offload.ways import open_folder
-from worker.engine.kv_format import CacheDtype
+from engine.cache.format import CacheDtype
 
 pytestmark = pytest.mark.integration
 

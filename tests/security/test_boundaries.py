@@ -20,8 +20,8 @@ from tests.ledger import submit
 from tests.services import RealRedis
 from tests.unit.cli.conftest import Tgp
 from tests.unit.cli.test_doctor import _no_torch_is_imported
-from worker.embedded_redis import EmbeddedRedis
 from worker.log import get_logger
+from worker.queue.embedded_redis import EmbeddedRedis
 
 __all__ = ["_no_torch_is_imported"]
 

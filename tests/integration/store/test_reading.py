@@ -11,7 +11,7 @@ from sqlalchemy import update
 from jobs.database import Database
 from jobs.errors import AmbiguousJobError, UnknownJobError
 from jobs.models import database_now, jobs, workers
-from jobs.spec import PromptRequest
+from jobs.prompts.parameters import PromptRequest
 from jobs.store import reading
 from jobs.store.records import ResultRow
 from jobs.store.reports import ModelState

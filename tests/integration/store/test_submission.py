@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from jobs.database import Database
 from jobs.errors import BadInputError, IdempotencyConflictError
 from jobs.models import jobs, prompts, shards
-from jobs.spec import PromptRequest
+from jobs.prompts.parameters import PromptRequest
 from jobs.store.records import Submission
 from jobs.store.submission import ID_ALPHABET, ROWS_PER_INSERT, submit_job
 from tests.ledger import at_once, column, job_count, new_job, requests, submit

@@ -139,7 +139,7 @@ def test_an_interrupt_ends_a_command_quietly(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cli.status.quick_status", interrupt)
+    monkeypatch.setattr("cli.commands.status.quick_status", interrupt)
     result = tgp("status", job_id)
     assert (result.exit_code, result.output) == (130, "")
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.output import duration_text, iso_time, json_text, printable
+from cli.output import duration_text, iso_time, printable
 from cli.progress import JobProgress
 from cli.result_target import open_target
 from jobs.database import Database
 from jobs.store.reading import job_report
 from jobs.store.reports import JobReport, ModelState
+from jobs.wording import json_text
 
 
 @given(st.text())

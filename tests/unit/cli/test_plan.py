@@ -116,7 +116,7 @@ def test_without_torch_it_says_what_to_install(tgp: Tgp, monkeypatch: pytest.Mon
 def test_asking_for_a_gpu_that_is_not_there_says_what_to_do(
     tgp: Tgp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.machine.has_gpu", lambda: False)
+    monkeypatch.setattr("engine.plan.machine.has_gpu", lambda: False)
     result = tgp("plan", "bloom-7b1", "--device", "cuda")
     assert result.exit_code == 2
     assert "--gpu-memory" in result.stderr

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.interface import LoadProgress, ModelLoadError
 from tests.unit.cli.conftest import Tgp
-from worker.engine.engine import LoadProgress, ModelLoadError
-from worker.prepare_model import PreparedModel
+from worker.models.prepare_model import PreparedModel
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Preparation:
 @pytest.fixture
 def preparation(monkeypatch: pytest.MonkeyPatch) -> Preparation:
     stand_in = Preparation()
-    module = ModuleType("worker.prepare_model")
+    module = ModuleType("worker.models.prepare_model")
     module.prepare_model = stand_in  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return stand_in

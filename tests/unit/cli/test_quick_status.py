@@ -42,7 +42,7 @@ def test_the_usual_way_shows_the_same(
     claim = claim_next(sqlite_database, job_id)
     record(sqlite_database, claim, [completed(0), failed(2)], steps=3, row_steps=4, row_capacity=2)
     shown = tgp("status", job_id, *flags).stdout
-    monkeypatch.setattr("cli.status.quick_status", lambda *_: None)
+    monkeypatch.setattr("cli.commands.status.quick_status", lambda *_: None)
     assert tgp("status", job_id, *flags).stdout == shown
 
 
@@ -51,7 +51,7 @@ def test_watching_goes_the_usual_way(
 ) -> None:
     tgp("cancel", job_id)
     asked: list[object] = []
-    monkeypatch.setattr("cli.status.quick_status", lambda *given: asked.append(given))
+    monkeypatch.setattr("cli.commands.status.quick_status", lambda *given: asked.append(given))
     assert "cancelled" in tgp("status", job_id, "--watch").stdout
     assert asked == []
 

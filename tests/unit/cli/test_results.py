@@ -266,7 +266,7 @@ class TestOutput:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("cli.result_formats.result_document", interrupt)
+        monkeypatch.setattr("jobs.results.formats.result_document", interrupt)
         path = tmp_path / "out" / "results.jsonl"
         path.parent.mkdir()
         path.write_text("old")

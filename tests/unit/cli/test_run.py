@@ -26,10 +26,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunJob], None]:
     """Put a function in the place of the worker's loop."""
 
     def use(run_job: RunJob) -> None:
-        local, log = ModuleType("worker.run_local"), ModuleType("worker.log")
+        local, log = ModuleType("worker.shards.run_local"), ModuleType("worker.log")
         local.run_job = run_job  # type: ignore[attr-defined]
         log.configure_logging = lambda *_: None  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "worker.run_local", local)
+        monkeypatch.setitem(sys.modules, "worker.shards.run_local", local)
         monkeypatch.setitem(sys.modules, "worker.log", log)
 
     return use

@@ -21,9 +21,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         calls.append((settings, models))
         return 3
 
-    module = ModuleType("worker.celery_app")
+    module = ModuleType("worker.queue.celery_app")
     module.start_worker = start_worker  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "worker.celery_app", module)
+    monkeypatch.setitem(sys.modules, "worker.queue.celery_app", module)
     return calls
 
 

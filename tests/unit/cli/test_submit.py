@@ -253,7 +253,7 @@ def test_watching_ends_with_the_job(
         work_off(sqlite_database, job_id, [completed(0), completed(1), last])
         return True
 
-    monkeypatch.setattr("cli.submit.publish_job", work)
+    monkeypatch.setattr("cli.commands.submit.publish_job", work)
     result = tgp("submit", prompt_file, "--model", "tiny-bloom", "--watch")
     assert result.exit_code == code
     job_id = result.stdout.strip()

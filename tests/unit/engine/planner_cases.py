@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from worker.engine.model_demands import BlockDemand, ModelDemands, Phase, Workload
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError, Plan, Resource
-from worker.engine.throughputs import Throughputs
+from engine.plan.demands import BlockDemand, ModelDemands, Phase, Workload
+from engine.plan.plan import Budgets, CannotRunError, Plan, Resource
+from engine.plan.rates import Throughputs
+from engine.plan.search import make_plan
 
 MIB = 2**20
 

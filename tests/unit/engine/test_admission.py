@@ -5,14 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.admission import Admission, Claim, InFlight
-from worker.engine.cache_budget import (
-    SPARE_COLUMNS,
-    CacheBudget,
-    CacheExtent,
-    Extent,
-    spare_columns,
-)
+from engine.cache.budget import SPARE_COLUMNS, CacheBudget, CacheExtent, Extent, spare_columns
+from engine.decode.admission import Admission, Claim, InFlight
 
 EXTENTS = st.builds(
     Extent,

@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.bandwidth_probe import (
-    disk_bytes_per_second,
-    read_throughputs,
-    write_throughputs,
-)
-from worker.engine.throughputs import T4
+from engine.plan.probe import disk_bytes_per_second, read_throughputs, write_throughputs
+from engine.plan.rates import T4
 
 MEASURED = replace(T4, name="measured: some card", link_bytes_per_second=1.5e10)
 
@@ -45,6 +41,6 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, text: str) -> None:
 def test_the_disk_is_read_and_left_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.engine.bandwidth_probe.DISK_BYTES", 16 * 2**20)
+    monkeypatch.setattr("engine.plan.probe.DISK_BYTES", 16 * 2**20)
     assert disk_bytes_per_second(tmp_path / "stores") > 1e6
     assert list((tmp_path / "stores").iterdir()) == []

@@ -7,6 +7,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.cache.budget import spare_columns
+from engine.cache.format import CacheDtype
+from engine.decode.engine import ContinuousEngine
+from engine.interface import GenerationRequest, GenerationResult, RequestList, SamplingParameters
+from engine.plan.limits import BatchLimits
 from tests.continuous_engines import (
     PROMPTS,
     ShuffledPasses,
@@ -23,16 +28,6 @@ from tests.continuous_engines import (
     windows,
 )
 from tests.tiny_checkpoints import ALIASES
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.cache_budget import spare_columns
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine import (
-    GenerationRequest,
-    GenerationResult,
-    RequestList,
-    SamplingParameters,
-)
-from worker.engine.kv_format import CacheDtype
 
 # Few enough that what each says alone is soon known.
 PARAMETERS = (

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from engine.plan.cost import Traffic, batch_tables, kv_bytes, pass_seconds
+from engine.plan.demands import BlockDemand, ModelDemands, Workload
+from engine.plan.rates import T4, Throughputs
+from engine.plan.residency import spread
 from tests.unit.engine import planner_cases as cases
-from worker.engine.batch_table import Traffic, batch_tables
-from worker.engine.cost_model import kv_bytes, pass_seconds
-from worker.engine.model_demands import BlockDemand, ModelDemands, Workload
-from worker.engine.residency import spread
-from worker.engine.throughputs import T4, Throughputs
 
 # A GPT-NeoX 20B of random weights on an H200: its link as measured, the rest
 # from the data sheet. Prompts of 64 tokens.

@@ -16,16 +16,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.interface import ModelLoadError
+from engine.plan.plan import Home
+from engine.store.manifest import StoreManifest, StoreOrigin, WrittenFile
+from engine.store.read import Segment, open_block
+from engine.weights.cuda_transport import CudaTransport
+from engine.weights.disk_reader import DiskReader
+from engine.weights.loader import LoadedBlock
+from engine.weights.stream import Slot, WeightStream
 from tests.stores import read_block
-from worker.engine.block_file import Segment, open_block
-from worker.engine.cuda_transport import CudaTransport
-from worker.engine.disk_reader import DiskReader
-from worker.engine.engine import ModelLoadError
-from worker.engine.plan import Home
-from worker.engine.store_file import WrittenFile
-from worker.engine.store_loader import LoadedBlock
-from worker.engine.store_manifest import StoreManifest, StoreOrigin
-from worker.engine.weight_stream import Slot, WeightStream
 
 VALUES = 64
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.engine.direct_file import ALIGNMENT_BYTES, DirectFile, open_direct
+from engine.weights.direct_file import ALIGNMENT_BYTES, DirectFile, open_direct
 
 CONTENTS = bytes(range(251)) * 200  # 50 200 bytes: no whole number of pages
 

@@ -14,12 +14,12 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from engine.decode.engine import ContinuousEngine
+from engine.decode.engine_choice import make_engine, supports_continuous
+from engine.decode.static_engine import TransformersEngine
+from engine.plan.limits import BatchLimits
 from tests.continuous_engines import description, loaded
 from tests.tiny_checkpoints import ALIASES
-from worker.engine.batch_limits import BatchLimits
-from worker.engine.continuous_engine import ContinuousEngine
-from worker.engine.engine_choice import make_engine, supports_continuous
-from worker.engine.transformers_engine import TransformersEngine
 
 SIZES = {
     "vocab_size": 40,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from worker.engine.families import family_of
+from engine.layout.families import family_of
 
 NO_LIMIT = 1e30
 

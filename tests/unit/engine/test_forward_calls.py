@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from worker.engine.families import family_of
-from worker.engine.forward_calls import ForwardCalls
+from engine.decode.forward import ForwardCalls
+from engine.layout.families import family_of
 
 PAD = 0
 

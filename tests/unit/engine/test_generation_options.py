@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.interface import ChatMessage, GenerationRequest, GenerationResult
 from tests.continuous_engines import by_key, continuous, loaded, request, windows
 from tests.tiny_checkpoints import ALIASES, ENCODER_DECODERS
-from worker.engine.engine import ChatMessage, GenerationRequest, GenerationResult
 
 PROMPT = "the worker takes one shard at a time"
 # Others in the batch, so that nothing is right only for a row alone.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.host_buffer import host_buffer
+from engine.weights.buffers import host_buffer
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.engine import int8_product
-from worker.engine.int8_product import float_product, has_fast_integers, integer_product, llm_int8
-from worker.engine.library_noise import quiet_libraries
+from engine.int8 import product as int8_product
+from engine.int8.product import float_product, has_fast_integers, integer_product, llm_int8
+from engine.quiet import quiet_libraries
 
 THRESHOLD = 6.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig
 
-from worker.engine.layout_demands import demands_of_config
-from worker.engine.model_demands import ModelDemands
-from worker.engine.model_layout import config_of_shape
+from engine.layout.blocks import config_of_shape
+from engine.plan.demands import ModelDemands
+from engine.plan.from_layout import demands_of_config
 
 GIB, KIB = 2**30, 2**10
 BIG_MODELS = ("bloom-7b1", "gpt-neox-20b", "flan-ul2", "cerebras-gpt-13b")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.machine import available_bytes, free_memory_bytes, machine_budgets
+from engine.plan.machine import available_bytes, free_memory_bytes, machine_budgets
 
 GIB = 2**30
 MEMINFO = "MemTotal:       16384000 kB\nMemFree:  1000 kB\nMemAvailable:   12582912 kB\n"

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
+from engine.layout.blocks import BlockLayout, config_of_shape, layout_of
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
-from worker.engine.model_layout import BlockLayout, config_of_shape, layout_of
 
 GIB = 2**30
 SHAPED = ("bloom-7b1", "gpt-neox-20b", "flan-ul2", "cerebras-gpt-13b")

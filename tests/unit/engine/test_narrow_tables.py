@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, GemmaConfig, OPTConfig
 
-from worker.engine.int8_product import CPU_SCRATCH_BYTES
-from worker.engine.model_layout import ModelLayout, config_of_shape, layout_of
-from worker.engine.model_skeleton import HALF_DTYPES
-from worker.engine.narrow_tables import NarrowEmbedding, NarrowHead
+from engine.int8.product import CPU_SCRATCH_BYTES
+from engine.layout.blocks import ModelLayout, config_of_shape, layout_of
+from engine.layout.skeleton import HALF_DTYPES
+from engine.model.embeddings import NarrowEmbedding, NarrowHead
 
 SMALL = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.engine import (
+from engine.interface import (
     ChatMessage,
     Engine,
     EngineLoader,
@@ -21,7 +21,7 @@ from worker.engine.engine import (
     RequestList,
     SamplingParameters,
 )
-from worker.engine.null_engine import NullBehaviour, NullEngine, NullEngineLoader
+from engine.null import NullBehaviour, NullEngine, NullEngineLoader
 
 SOURCE = ModelSource(alias="null", hub_id="none/none")
 
@@ -116,7 +116,7 @@ def test_the_poison_prompt_kills_the_process() -> None:
 
 def test_it_needs_no_torch() -> None:
     program = (
-        "import sys, worker.engine.null_engine; "
+        "import sys, engine.null; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )
     root = Path(__file__).parents[3]

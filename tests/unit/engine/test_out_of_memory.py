@@ -6,8 +6,8 @@ import ctypes
 
 import pytest
 
+from engine.device import free_unused_memory
 from tests.peak_memory import anonymous_bytes
-from worker.engine.out_of_memory import free_unused_memory
 
 MIB = 2**20
 

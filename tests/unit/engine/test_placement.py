@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from engine.plan.demands import Phase, Workload
+from engine.plan.plan import Budgets, CannotRunError, Plan
+from engine.plan.rates import T4
+from engine.plan.residency import SLOTS, spread
+from engine.plan.search import make_plan
 from tests.unit.engine import planner_cases as cases
 from tests.unit.engine.planner_cases import MIB, Case
-from worker.engine.model_demands import Phase, Workload
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets, CannotRunError, Plan
-from worker.engine.residency import SLOTS, spread
-from worker.engine.throughputs import T4
 
 settings.register_profile(
     "planner",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.plan.advice import advice
+from engine.plan.demands import Workload
+from engine.plan.plan import Budgets
+from engine.plan.rates import T4
+from engine.plan.search import make_plan
 from tests.unit.engine import planner_cases as cases
 from tests.unit.engine.planner_cases import MIB
-from worker.engine.model_demands import Workload
-from worker.engine.placement import make_plan
-from worker.engine.plan import Budgets
-from worker.engine.plan_advice import advice
-from worker.engine.throughputs import T4
 
 MODEL = cases.causal_model([4 * MIB] * 10, embedding=MIB, head=MIB)
 WORKLOAD = Workload(prompt_tokens=64, new_tokens=64, shard_rows=4)

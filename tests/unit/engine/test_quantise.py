@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worker.engine.library_noise import quiet_libraries
-from worker.engine.quantise import CPU_CHUNK_ELEMENTS, cast_chunks, quantised_chunks
+from engine.int8.quantise import CPU_CHUNK_ELEMENTS, cast_chunks, quantised_chunks
+from engine.quiet import quiet_libraries
 
 CPU = torch.device("cpu")
 

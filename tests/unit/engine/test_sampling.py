@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from engine.decode.choice import RowSampler, SampledRow, draw_token, sampled_row
+from engine.interface import SamplingParameters
 from tests.tiny_checkpoints import END, tiny_model
-from worker.engine.engine import SamplingParameters
-from worker.engine.sampling import RowSampler, SampledRow, draw_token, sampled_row
 
 VOCABULARY = 50
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from tests.tiny_checkpoints import tiny_tokenizer
-from worker.engine.stopping import (
+from engine.decode.stopping import (
     RowProgress,
     RowStopper,
     StopStringWatch,
     cut_at_stop,
     decode_text,
 )
+from tests.tiny_checkpoints import tiny_tokenizer
 
 END = 99
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from worker.engine.model_layout import TensorLayout
-from worker.engine.store_file import DATA_ALIGNMENT_BYTES, safetensors_header, sha256_of
-from worker.engine.store_plan import aligned
+from engine.layout.blocks import TensorLayout
+from engine.store.checksum import sha256_of
+from engine.store.contents import aligned
+from engine.store.header import DATA_ALIGNMENT_BYTES, safetensors_header
 
 DTYPES = (torch.int8, torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from engine.interface import LoadInterruptedError, LoadProgress
+from engine.store import read as block_file
+from engine.store.read import StoredBlock, open_block
+from engine.weights import buffers as host_buffer
+from engine.weights import loader as store_loader
+from engine.weights.loader import load_store
 from tests.placements import differing, tensors_by_safetensors
 from tests.stores import CPU, prepare
 from tests.tiny_checkpoints import checkpoint_folder
-from worker.engine import block_file, host_buffer, store_loader
-from worker.engine.block_file import StoredBlock, open_block
-from worker.engine.engine import LoadInterruptedError, LoadProgress
-from worker.engine.store_loader import load_store
 
 
 class CountedCuda:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_checkpoints import ALIASES, tiny_model, tiny_tokenizer
-from worker.engine.engine import (
+from engine.decode.out_of_memory import is_out_of_memory
+from engine.decode.static_engine import TransformersEngine
+from engine.interface import (
     GenerationRequest,
     GenerationResult,
     LoadedModel,
@@ -22,9 +23,8 @@ from worker.engine.engine import (
     RequestList,
     SamplingParameters,
 )
-from worker.engine.int8_model import Int8Model
-from worker.engine.out_of_memory import is_out_of_memory
-from worker.engine.transformers_engine import TransformersEngine
+from engine.model.loaded import Int8Model
+from tests.tiny_checkpoints import ALIASES, tiny_model, tiny_tokenizer
 
 PROMPTS = (
     "the queue holds shards",

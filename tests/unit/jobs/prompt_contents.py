@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import PromptFileError
-from jobs.prompt_file import PromptFile, PromptFileSummary
-from jobs.spec import PromptRequest
+from jobs.prompts.file import PromptFile, PromptFileSummary
+from jobs.prompts.parameters import PromptRequest
 
 Content = str | bytes
 

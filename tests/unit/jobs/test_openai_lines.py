@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.spec import PARAMETERS
+from jobs.prompts.parameters import PARAMETERS
 from tests.unit.jobs.prompt_contents import openai, problems_of, request, requests_of, summary_of
 
 BODY_KEYS = [

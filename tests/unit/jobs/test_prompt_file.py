@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import PromptFileError
-from jobs.prompt_file import PromptFile
-from jobs.prompt_lines import LONGEST_LINE_BYTES
+from jobs.prompts.file import PromptFile
+from jobs.prompts.lines import LONGEST_LINE_BYTES
 from tests.unit.jobs.prompt_contents import opened, problems_of, summary_of
 
 TOO_LONG = ":1: the line is too long; expected at most 16 MiB"
@@ -238,7 +238,7 @@ class TestDigest:
 class TestMemory:
     MEASURE = """
 import resource, sys
-from jobs.prompt_file import PromptFile
+from jobs.prompts.file import PromptFile
 with PromptFile(sys.argv[1]) as file:
     file.validate()
     for _ in file.requests():

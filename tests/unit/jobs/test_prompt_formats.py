@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from jobs.prompt_file import PromptFile
-from jobs.spec import PARAMETERS, ParameterError
+from jobs.prompts.file import PromptFile
+from jobs.prompts.parameters import PARAMETERS, ParameterError
 from tests.unit.jobs.prompt_contents import Content, as_bytes, problems_of, request, requests_of
 
 KNOWN = ", ".join(["prompt", "messages", "custom_id", *PARAMETERS])

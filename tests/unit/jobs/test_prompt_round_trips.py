@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import PromptFileError
-from jobs.spec import PARAMETERS
+from jobs.prompts.parameters import PARAMETERS
 from tests.unit.jobs.prompt_contents import opened, requests_of
 
 Expected = list[tuple[str | None, str | None, dict[str, Any]]]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.spec import (
+from jobs.prompts.parameters import (
     PARAMETERS,
     GenerationParameters,
     ParameterError,

@@ -10,9 +10,9 @@ from jobs.settings import Settings
 from jobs.store import reading
 from tests.ledger import shard_ids
 from tests.unit.worker.scripted_engine import ScriptedEngine, ScriptedLoader
-from worker.engine_host import EngineHost
 from worker.log import get_logger
-from worker.run_shard import ShardRunner
+from worker.models.engine_host import EngineHost
+from worker.shards.run_shard import ShardRunner
 
 
 @dataclass

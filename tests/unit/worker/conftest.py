@@ -11,8 +11,8 @@ from jobs.settings import Settings
 from jobs.store.workers import register_worker
 from tests.unit.worker.bench import Bench
 from tests.unit.worker.scripted_engine import ScriptedEngine, ScriptedLoader
-from worker.engine_host import EngineHost
 from worker.log import get_logger
+from worker.models.engine_host import EngineHost
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def bench(sqlite_database: Database, settings: Settings, monkeypatch: pytest.Mon
     engine = ScriptedEngine()
     loader = ScriptedLoader(engine)
     # In the place of the engine on transformers, so that torch is not imported.
-    stand_in = ModuleType("worker.engine.load_engine")
+    stand_in = ModuleType("engine.load")
     stand_in.load_engine = loader  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     register_worker(

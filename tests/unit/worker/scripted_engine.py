@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from worker.engine.engine import (
+from engine.interface import (
     Engine,
     GenerationRequest,
     GenerationResult,
@@ -15,7 +15,7 @@ from worker.engine.engine import (
     ModelSource,
     RequestFeed,
 )
-from worker.held_shard import KEYS_PER_SHARD
+from worker.shards.held_shard import KEYS_PER_SHARD
 
 MODEL = LoadedModel(
     alias="tiny-bloom",

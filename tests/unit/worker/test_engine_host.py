@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
+from engine.interface import RequestList
 from jobs.catalogue import CatalogueModel
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.unit.worker.scripted_engine import ScriptedEngine, ScriptedLoader
-from worker.engine.engine import RequestList
-from worker.engine_host import EngineHost
 from worker.log import get_logger
+from worker.models.engine_host import EngineHost
 
 
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> ScriptedLoader:
     """In the place of the engine on transformers, so that torch is not imported."""
     loader = ScriptedLoader(ScriptedEngine())
-    stand_in = ModuleType("worker.engine.load_engine")
+    stand_in = ModuleType("engine.load")
     stand_in.load_engine = loader  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     return loader

@@ -13,9 +13,9 @@ import pytest
 from jobs.store.reading import job_report
 from tests.ledger import expire_lease, shard, shard_ids, submit
 from tests.unit.worker.bench import Bench
-from worker import engine_imports
-from worker.engine_imports import ENGINE_MODULE, EngineImports
 from worker.log import get_logger
+from worker.models import engine_imports
+from worker.models.engine_imports import ENGINE_MODULE, EngineImports
 
 OnImport = Callable[[Callable[[], object]], None]
 

@@ -14,8 +14,8 @@ from jobs.errors import DatabaseUnavailableError
 from jobs.store import leases, recovery
 from jobs.store.control import cancel_job
 from tests.ledger import claim, expire_lease, shard, submit_and_claim
-from worker.lease_keeper import LeaseKeeper
 from worker.log import get_logger
+from worker.shards.lease_keeper import LeaseKeeper
 
 LEASE_SECONDS = 0.15
 

@@ -13,7 +13,7 @@ from jobs.store import reading
 from jobs.store.reports import JobReport
 from jobs.store.workers import live_workers
 from tests.ledger import results_of, submit
-from worker.run_local import run_job
+from worker.shards.run_local import run_job
 
 
 @pytest.fixture

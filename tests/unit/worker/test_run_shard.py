@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
+from engine.interface import (
+    ChatMessage,
+    GenerationRequest,
+    LoadInterruptedError,
+    ModelLoadError,
+    SamplingParameters,
+)
 from jobs.errors import DatabaseUnavailableError
-from jobs.spec import PromptRequest
+from jobs.prompts.parameters import PromptRequest
 from jobs.store import leases, reading, recording
 from jobs.store.control import cancel_job
 from jobs.store.submission import submit_job
@@ -27,15 +34,8 @@ from tests.ledger import (
     try_claim,
 )
 from tests.unit.worker.bench import Bench
-from worker import run_shard as run_shard_module
-from worker.engine.engine import (
-    ChatMessage,
-    GenerationRequest,
-    LoadInterruptedError,
-    ModelLoadError,
-    SamplingParameters,
-)
-from worker.generation_requests import derived_seed
+from worker.shards import run_shard as run_shard_module
+from worker.shards.requests import derived_seed
 
 
 def test_a_shard_is_finished_with_a_result_for_each_prompt(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from engine.interface import GenerationRequest, LoadedModel
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
 from jobs.models import completions, micro_batches, shards
@@ -16,8 +17,7 @@ from jobs.store import joining, reading
 from jobs.store.control import cancel_job
 from tests.ledger import claim, column, expire_lease, results_of, shard, shard_ids, submit
 from tests.unit.worker.bench import Bench
-from worker.engine.engine import GenerationRequest, LoadedModel
-from worker.joining_shards import LONGEST_CHAIN_SECONDS, SECONDS_EMPTY_HANDED, JoiningShards
+from worker.shards.joining import LONGEST_CHAIN_SECONDS, SECONDS_EMPTY_HANDED, JoiningShards
 
 EIGHT = [f"answer {index}" for index in range(8)]
 

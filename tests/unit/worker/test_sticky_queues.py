@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sticky_queues import StickyCycle
+from worker.queue.sticky_queues import StickyCycle
 
 
 class Clock:

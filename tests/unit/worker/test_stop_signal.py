@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 
-from worker.stop_signal import StopSignal
+from worker.shards.stop_signal import StopSignal
 
 SECONDS_TO_WAIT = 20
 
 # A parent that is killed while its child watches the signal.
 ORPHAN = """
 import os, signal, sys, time
-from worker.stop_signal import StopSignal
+from worker.shards.stop_signal import StopSignal
 stop = StopSignal()
 if os.fork() == 0:
     assert not stop.is_set()

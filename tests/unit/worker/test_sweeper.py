@@ -21,7 +21,7 @@ from jobs.store.status_rows import WORKER_SILENT_SECONDS
 from jobs.store.workers import live_workers, register_worker
 from tests.ledger import claim, expire_lease, shard, shard_ids, submit
 from worker.log import get_logger
-from worker.sweeper import Sweeper
+from worker.queue.sweeper import Sweeper
 
 
 class RecordingDispatcher:

@@ -1,0 +1,1 @@
+"""One module for each command of tgp-jobs; main.py names them."""

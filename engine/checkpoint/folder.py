@@ -1,0 +1,223 @@
+"""From a ModelSource to a folder that holds everything a model needs.
+
+Every fault that can be seen without reading weights is found here, before
+minutes go into a load, and says what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+)
+
+from engine.checkpoint.hub import download_snapshot
+from engine.interface import LoadProgress, ModelLoadError, ModelSource
+from engine.quiet import quiet_libraries
+
+# transformers' names, in the order it looks for them.
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+# One of them is there wherever there is a tokenizer. transformers makes up an
+# empty GPT-2 tokenizer where there is none.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete folder and what its configuration says.
+
+    Attributes:
+        folder: Holds config.json, tokenizer files and weights.
+        config: The transformers configuration.
+        model_class: The transformers class that generates from it.
+        weight_files: Every file of the weights, all present.
+    """
+
+    folder: Path
+    config: Any
+    model_class: Any
+    weight_files: tuple[Path, ...]
+
+
+def open_checkpoint(
+    source: ModelSource,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+) -> Checkpoint:
+    """Find or download a checkpoint and check it.
+
+    Raises:
+        ModelLoadError: It is not there, not complete or not a model that
+            generates text.
+        LoadInterruptedError: should_stop() turned true during the download.
+    """
+    if source.folder is not None:
+        folder = source.folder.expanduser()
+        if not folder.is_dir():
+            raise ModelLoadError(
+                f"model {source.alias}: there is no folder {folder}; correct `folder` in the "
+                "catalogue, or give a `hub_id` to download it"
+            )
+    elif source.hub_id is not None:
+        folder = download_snapshot(source, on_progress=on_progress, should_stop=should_stop)
+    else:
+        raise ModelLoadError(
+            f"model {source.alias}: the catalogue gives neither a hub_id nor a folder; add one"
+        )
+    _read_json(folder / "config.json", what="a Hugging Face checkpoint folder holds one")
+    config = _configuration(folder)
+    _require_tokenizer(folder)
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        model_class=_model_class(config, folder),
+        weight_files=_weight_files(folder),
+    )
+
+
+def _read_json(path: Path, *, what: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelLoadError(
+            f"there is no {path.name} in {path.parent}: {what}; copy the whole folder again"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(
+            f"{path} is not JSON ({error}); copy or download that file again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} holds no JSON object; copy or download that file again")
+    return value
+
+
+def _configuration(folder: Path) -> Any:
+    try:
+        with quiet_libraries():
+            return AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        stated = _read_json(folder / "config.json", what="").get("model_type")
+        raise ModelLoadError(
+            f"{folder / 'config.json'} describes an architecture that the installed transformers "
+            f"cannot run (model_type {stated!r}); code that comes with a checkpoint is never run. "
+            f"Use a causal or encoder-decoder model of transformers, or upgrade transformers. "
+            f"It said: {_first_line(error)}"
+        ) from error
+
+
+def _model_class(config: Any, folder: Path) -> Any:
+    """The class that generates text from this configuration."""
+    kind = type(config)
+    if getattr(config, "is_encoder_decoder", False):
+        if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[kind]
+    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING and not _is_encoder_only(config):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    raise ModelLoadError(
+        f"{folder} holds a {config.model_type} model, which is neither a causal language model "
+        "nor an encoder-decoder and cannot generate text; choose one of those"
+    )
+
+
+def _is_encoder_only(config: Any) -> bool:
+    """BERT and its kin have a causal head too, which no published weights fit."""
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+
+
+def _require_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelLoadError(
+            f"there is no tokenizer in {folder}: expected tokenizer.json (or one of "
+            f"{', '.join(_TOKENIZER_FILES[1:])}); copy or download the tokenizer's files too"
+        )
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    for name in _WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        files: tuple[Path, ...]
+        if (folder / name).is_file():
+            files = (folder / name,)
+        elif index.is_file():
+            files = _indexed_files(index)
+        else:
+            continue
+        for file in files:
+            _check_file(file)
+        return files
+    raise ModelLoadError(
+        f"there are no weights in {folder}: expected one of "
+        f"{', '.join(_WEIGHT_FILES)} or an .index.json of their parts; "
+        "copy or download the folder again"
+    )
+
+
+def _indexed_files(index: Path) -> tuple[Path, ...]:
+    weight_map = _read_json(index, what="").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelLoadError(f"{index} has no weight_map; copy or download that file again")
+    files = tuple(index.parent / str(name) for name in sorted(set(weight_map.values())))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{len(missing)} of {len(files)} weight files are missing in {index.parent}, "
+            f"{missing[0]} first; copy or download them again"
+        )
+    return files
+
+
+def _check_file(file: Path) -> None:
+    """Open a safetensors file, which compares its header with its length."""
+    if file.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(str(file), framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(
+            f"{file} is damaged or cut short ({_first_line(error)}); "
+            "delete it and copy or download it again"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer beside the weights.
+
+    Raises:
+        ModelLoadError: There is none, or it is damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelLoadError(
+            f"the tokenizer in {checkpoint.folder} cannot be loaded ({error}); the folder needs "
+            "tokenizer.json and tokenizer_config.json, copy or download them again"
+        ) from error

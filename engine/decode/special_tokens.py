@@ -1,0 +1,46 @@
+"""The special tokens of a checkpoint that generation needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """The token ids that generation needs, from checkpoint and tokenizer.
+
+    Attributes:
+        eos: Every token that ends a completion; may be empty.
+        pad: Fills up rows; masked, so any token will do.
+        decoder_start: An encoder-decoder's first decoder token.
+    """
+
+    eos: tuple[int, ...]
+    pad: int
+    decoder_start: int | None
+
+
+def special_tokens_of(model: Any, tokenizer: Any) -> SpecialTokens:
+    """The checkpoint's special tokens; a missing pad token is the end token."""
+    stated = model.generation_config
+    eos: Any = next(
+        (
+            value
+            for value in (stated.eos_token_id, tokenizer.eos_token_id)
+            if value is not None and value != []
+        ),
+        [],
+    )
+    eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+    pads = (tokenizer.pad_token_id, stated.pad_token_id, *eos_ids, 0)
+    starts = (
+        stated.decoder_start_token_id,
+        getattr(model.config, "decoder_start_token_id", None),
+        stated.bos_token_id,
+    )
+    return SpecialTokens(
+        eos=eos_ids,
+        pad=next(int(pad) for pad in pads if pad is not None),
+        decoder_start=next((int(start) for start in starts if start is not None), None),
+    )

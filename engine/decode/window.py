@@ -1,0 +1,76 @@
+"""What is told of a stretch of an engine's work."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from engine.interface import GenerationResult, MicroBatch
+from engine.weights.passes import StreamTotals, WeightPasses
+
+# Results are told of at least this often, if there are any.
+WINDOW_SECONDS = 1.0
+
+
+@dataclass(kw_only=True)
+class Window:
+    """Counts from one micro-batch to the next."""
+
+    passes: WeightPasses
+    results: list[GenerationResult] = field(default_factory=list)
+    out_of_memory_retries: int = 0
+    _rows: int = 0
+    _steps: int = 0
+    _row_steps: int = 0
+    _prefill_seconds: float = 0.0
+    _decode_seconds: float = 0.0
+    _model_seconds: float = 0.0
+    _started: float = field(default_factory=time.perf_counter)
+    _streamed: StreamTotals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._streamed = self.passes.totals
+
+    def is_due(self, row_capacity: int) -> bool:
+        """Whether there is something to tell, and enough of it or for long enough."""
+        if not self.results:
+            return False
+        waited = time.perf_counter() - self._started
+        return waited >= WINDOW_SECONDS or 2 * len(self.results) >= row_capacity
+
+    def count_step(
+        self, *, rows: int, prompt_share: float, seconds: float, model_seconds: float
+    ) -> None:
+        """A step that gave so many rows a token.
+
+        Args:
+            rows: That got one; 0 where only prompts were read.
+            prompt_share: Of the tokens that went through the model, those of prompts.
+            seconds: That it took; divided into prefill and decode by that share.
+            model_seconds: Of them, in the model.
+        """
+        self._rows = max(self._rows, rows)
+        self._steps += rows > 0
+        self._row_steps += rows
+        self._prefill_seconds += seconds * prompt_share
+        self._decode_seconds += seconds * (1 - prompt_share)
+        self._model_seconds += model_seconds
+
+    def close(self, row_capacity: int) -> MicroBatch:
+        """The micro-batch of this window."""
+        streamed = self.passes.totals.since(self._streamed)
+        return MicroBatch(
+            results=tuple(self.results),
+            rows=self._rows,
+            prompt_tokens=sum(result.prompt_tokens for result in self.results),
+            completion_tokens=sum(result.completion_tokens for result in self.results),
+            prefill_seconds=self._prefill_seconds,
+            decode_seconds=self._decode_seconds,
+            out_of_memory_retries=self.out_of_memory_retries,
+            steps=self._steps,
+            row_steps=self._row_steps,
+            row_capacity=row_capacity,
+            streamed_bytes=streamed.streamed_bytes,
+            link_wait_seconds=streamed.link_wait_seconds,
+            compute_seconds=max(0.0, self._model_seconds - streamed.link_wait_seconds),
+        )

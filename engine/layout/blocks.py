@@ -1,0 +1,288 @@
+"""What an int8 model consists of, from its configuration alone: no weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from engine.layout.families import family_of
+from engine.layout.skeleton import (
+    HALF_DTYPES,
+    dtype_chooser,
+    int8_linears,
+    int8_skeleton,
+    lookup_tables,
+    stated_dtype,
+)
+
+BlockKind = Literal["embedding", "encoder", "decoder", "rest", "head"]
+
+
+# An int8 linear's weight [out, in], its scales [out] in float32 and its format []
+# in uint8; "plain" is whatever is kept in float.
+TensorRole = Literal["int8", "scales", "format", "plain"]
+
+
+SHAPES = Path(__file__).parent / "shapes"
+
+
+# The order in which a forward pass meets them, but for the norms of the rest.
+_ORDER: tuple[BlockKind, ...] = ("embedding", "encoder", "decoder", "rest", "head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLayout:
+    """One tensor of an int8 model.
+
+    Attributes:
+        name: In the file that save_pretrained writes.
+        model_name: In the model's state dict, where it may differ.
+        is_parameter: Whether it is a parameter: not scales, formats or buffers.
+    """
+
+    name: str
+    model_name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    role: TensorRole
+    is_parameter: bool
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it is the weight of an int8 linear."""
+        return self.role == "int8"
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockLayout:
+    """One transformer block, or what stands around them.
+
+    Attributes:
+        name: Unique in its model.
+        is_lookup: Of an embedding: whether lines, or the product with a head
+            that is tied to it, are all that the model makes of it. Some scale
+            the lines, or number them in a way of their own.
+    """
+
+    name: str
+    kind: BlockKind
+    tensors: tuple[TensorLayout, ...]
+    is_lookup: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayout:
+    """A model's blocks in execution order; a tied head is in the embedding."""
+
+    blocks: tuple[BlockLayout, ...]
+
+    @property
+    def tensors(self) -> tuple[TensorLayout, ...]:
+        return tuple(tensor for block in self.blocks for tensor in block.tensors)
+
+    def without(self, names: Collection[str]) -> ModelLayout:
+        """The same but for these names in the state dict, and blocks that are empty then."""
+        blocks = (
+            replace(block, tensors=tuple(t for t in block.tensors if t.model_name not in names))
+            for block in self.blocks
+        )
+        return ModelLayout(blocks=tuple(block for block in blocks if block.tensors))
+
+    @property
+    def int8_bytes(self) -> int:
+        """Of all tensors, with scales."""
+        return sum(block.bytes for block in self.blocks)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(prod(tensor.shape) for tensor in self.tensors if tensor.is_parameter)
+
+
+def config_of_shape(alias: str) -> Any:
+    """The configuration of one of the big models of the catalogue, without a hub.
+
+    Raises:
+        KeyError: There is none of that alias.
+    """
+    path = SHAPES / f"{alias}.json"
+    if not path.is_file():
+        raise KeyError(alias)
+    return AutoConfig.for_model(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def layout_of(
+    config: Any, *, dtype: torch.dtype = torch.float16, as_transformers: bool = False
+) -> ModelLayout:
+    """Lay out a model by its configuration.
+
+    Args:
+        config: A transformers configuration; a head is taken as tied or not
+            as it says, and a checkpoint's own dtype as it says.
+        dtype: Of what is not int8.
+        as_transformers: As it would be there: with the linears that it keeps
+            in float, and without narrow tables.
+    """
+    model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=as_transformers)
+    tied = set(model.all_tied_weights_keys)
+    if family_of(config).has_own_head(config):
+        tied -= {f"{name}.weight" for name in _names_of(model, model.get_output_embeddings())}
+    layout = layout_of_skeleton(model, dtype=dtype, left_out=tied)
+    if as_transformers:
+        return layout
+    return with_narrow_tables(layout, model, lambda _: stated_dtype(config))
+
+
+def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str]) -> ModelLayout:
+    """Lay out a skeleton.
+
+    Args:
+        model: From int8_skeleton. Where it has `_weight_conversions`, those are
+            the renamings that loading its checkpoint used, and saving reverts.
+        dtype: Of what is not int8.
+        left_out: Names in the state dict that are no tensors of their own:
+            the aliases of tied weights.
+    """
+    state = {name: t for name, t in model.state_dict().items() if name not in set(left_out)}
+    file_names = names_in_file(model, state)
+    linears = {name for name, _ in int8_linears(model)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    choose_dtype = dtype_chooser(model, dtype)
+    tables = lookup_tables(model)
+    block_of = _BlockFinder(model)
+    tensors: dict[tuple[BlockKind, str], list[TensorLayout]] = {}
+    for name, tensor in state.items():
+        role = _role(tensor, name in parameters, name.rpartition(".")[0] in linears)
+        is_cast = role == "plain" and tensor.is_floating_point()
+        layout = TensorLayout(
+            name=file_names[name],
+            model_name=name,
+            dtype=choose_dtype(name, tensor.dtype) if is_cast else tensor.dtype,
+            shape=tuple(tensor.shape),
+            role=role,
+            is_parameter=name in parameters,
+        )
+        tensors.setdefault(block_of(name), []).append(layout)
+    return ModelLayout(
+        blocks=tuple(
+            BlockLayout(
+                name=name,
+                kind=kind,
+                tensors=tuple(members),
+                is_lookup=kind == "embedding" and tables.issuperset(t.model_name for t in members),
+            )
+            for (kind, name), members in sorted(
+                tensors.items(), key=lambda item: _ORDER.index(item[0][0])
+            )
+        )
+    )
+
+
+def with_narrow_tables(
+    layout: ModelLayout, model: Any, own_dtype: Callable[[TensorLayout], torch.dtype | None]
+) -> ModelLayout:
+    """The same with float32 embeddings and heads as narrow as they were to begin with.
+
+    Args:
+        layout: Of the model.
+        model: A skeleton.
+        own_dtype: What a tensor is in the checkpoint; None where that is not known.
+    """
+    tables = lookup_tables(model)
+
+    def dtype_of(tensor: TensorLayout) -> torch.dtype:
+        if tensor.dtype is torch.float32 and tensor.model_name in tables:
+            own = own_dtype(tensor)
+            if own in HALF_DTYPES:
+                return own
+        return tensor.dtype
+
+    def narrow(block: BlockLayout) -> BlockLayout:
+        if block.kind not in ("embedding", "head"):
+            return block
+        return replace(block, tensors=tuple(replace(t, dtype=dtype_of(t)) for t in block.tensors))
+
+    return ModelLayout(blocks=tuple(narrow(block) for block in layout.blocks))
+
+
+def _role(tensor: torch.Tensor, is_parameter: bool, is_in_linear: bool) -> TensorRole:
+    if tensor.dtype == torch.int8:
+        return "int8"
+    if is_parameter or not is_in_linear:
+        return "plain"
+    return "scales" if tensor.is_floating_point() else "format"
+
+
+def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What save_pretrained calls each tensor of a state dict.
+
+    One that it merges or splits, such as a mixture's experts, keeps its name.
+    """
+    by_identity = {id(tensor): name for name, tensor in state.items()}
+    saved = revert_weight_conversion(model, dict(state))
+    renamed = {by_identity.get(id(tensor)): name for name, tensor in saved.items()}
+    return {name: renamed.get(name, name) for name in state}
+
+
+def modules_of_blocks(model: Any) -> dict[str, tuple[BlockKind, str]]:
+    """The modules that hold blocks by their names, with each block's kind and name."""
+    return dict(_BlockFinder(model).blocks)
+
+
+class _BlockFinder:
+    """Says which block a tensor of the state dict belongs to."""
+
+    def __init__(self, model: Any) -> None:
+        self.blocks: dict[str, tuple[BlockKind, str]] = {}
+        self._add_transformer_blocks(model)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Embedding) and self._within(name) is None:
+                self.blocks[name] = ("embedding", "embedding")
+        for name in _names_of(model, model.get_output_embeddings()):
+            self.blocks[name] = ("head", "head")
+
+    def __call__(self, tensor_name: str) -> tuple[BlockKind, str]:
+        return self._within(tensor_name) or ("rest", "rest")
+
+    def _within(self, name: str) -> tuple[BlockKind, str] | None:
+        while name:
+            name = name.rpartition(".")[0]
+            if name in self.blocks:
+                return self.blocks[name]
+        return None
+
+    def _add_transformer_blocks(self, model: Any) -> None:
+        # What transformers never splits between devices is a block.
+        block_classes = set(model._no_split_modules or ())
+        name_of = {id(module): name for name, module in model.named_modules()}
+        in_encoder = set()
+        if getattr(model.config, "is_encoder_decoder", False):
+            in_encoder = {id(module) for module in model.get_encoder().modules()}
+        counts: dict[BlockKind, int] = {"encoder": 0, "decoder": 0}
+        for modules in model.modules():
+            if not isinstance(modules, torch.nn.ModuleList):
+                continue
+            for block in modules:
+                if type(block).__name__ in block_classes:
+                    kind: BlockKind = "encoder" if id(block) in in_encoder else "decoder"
+                    self.blocks[name_of[id(block)]] = (kind, f"{kind}-{counts[kind]:03d}")
+                    counts[kind] += 1
+
+
+def _names_of(model: Any, wanted: Any) -> list[str]:
+    return [name for name, module in model.named_modules() if module is wanted]

@@ -1,0 +1,133 @@
+"""A model without weights, with its linears made int8 by transformers' own rules.
+
+Everything here is on the meta device: names, shapes and dtypes, no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+from transformers.core_model_loading import build_glob_alternation
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from engine.int8.linear import OUTLIER_THRESHOLD
+from engine.quiet import quiet_libraries
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def int8_settings() -> BitsAndBytesConfig:
+    """The quantisation_config of every int8 model here."""
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
+
+
+def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: bool) -> Any:
+    """Build a model on the meta device, its linears int8 with scales.
+
+    Args:
+        config: A transformers configuration.
+        dtype: Of what is not int8.
+        linears_kept_in_float: Leave as floats the linears that transformers
+            keeps in fp32 (`_keep_in_fp32_modules`, T5's `wo`), as it does; else
+            they are int8 like the others.
+    """
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    quantizer = AutoHfQuantizer.from_config(int8_settings(), pre_quantized=False)
+    with quiet_libraries(), _on_meta(dtype):
+        # Imported where it is kept quiet: it warns of kernels that nobody needs here.
+        from bitsandbytes.nn import Int8Params
+
+        # A copy, into which the dtype is written; the caller's tells of its checkpoint.
+        model = auto_class.from_config(deepcopy(config), dtype=dtype)
+        if not linears_kept_in_float:
+            model._keep_in_fp32_modules = set()
+        quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})
+        for _, linear in int8_linears(model):
+            # As after quantising: bitsandbytes then names the scales itself.
+            rows = linear.weight.shape[0]
+            linear.weight = Int8Params(
+                torch.empty(linear.weight.shape, dtype=torch.int8),
+                requires_grad=False,
+                SCB=torch.empty(rows, dtype=torch.float32),
+            )
+    return model
+
+
+def int8_linears(model: Any) -> Iterator[tuple[str, Any]]:
+    """The int8 linears of a skeleton and their names."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    for name, module in model.named_modules():
+        if isinstance(module, Linear8bitLt):
+            yield name, module
+
+
+def lookup_tables(model: Any) -> set[str]:
+    """The weights of plain embeddings and of a plain head, by their names in the state dict.
+
+    Not those of subclasses, which may compute with them in ways of their own,
+    nor what is tied to one.
+    """
+    head = model.get_output_embeddings()
+    tables = {
+        f"{name}.weight"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if (type(module) is torch.nn.Embedding and module.max_norm is None)
+        or (module is head and type(module) is torch.nn.Linear)
+    }
+    tied: dict[str, set[str]] = {}
+    for alias, name in model.all_tied_weights_keys.items():
+        tied.setdefault(name, {name}).add(alias)
+    for names in tied.values():
+        if not names <= tables:
+            tables -= names
+    return tables
+
+
+def stated_dtype(config: Any) -> torch.dtype | None:
+    """What a configuration says that its checkpoint's floats are."""
+    stated = getattr(config, "dtype", None)
+    if isinstance(stated, str):
+        stated = getattr(torch, stated, None)
+    return stated if isinstance(stated, torch.dtype) else None
+
+
+def dtype_chooser(model: Any, dtype: torch.dtype) -> Callable[[str, torch.dtype], torch.dtype]:
+    """The dtype in which transformers loads a float tensor, by its name and skeleton dtype.
+
+    As convert_and_load_state_dict_in_model in transformers/core_model_loading.py.
+    """
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return lambda _name, own: own
+    alternation, pattern_by_group, _ = build_glob_alternation(list(plan))
+
+    def choose(name: str, own: torch.dtype) -> torch.dtype:
+        match = alternation.search(name)
+        return own if match is None else plan[pattern_by_group[match.lastgroup]]
+
+    return choose
+
+
+@contextmanager
+def _on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have no memory, and floating ones this dtype."""
+    with default_dtype(dtype), torch.device("meta"):
+        yield
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New floating tensors have this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,180 @@
+"""Loading a model for a worker: its int8 store, a plan, and an engine around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from engine.cache.format import CacheDtype
+from engine.checkpoint.folder import Checkpoint, load_tokenizer, open_checkpoint
+from engine.decode.engine_choice import make_engine
+from engine.decode.static_engine import DEFAULT_MICRO_BATCH_ROWS
+from engine.device import DeviceChoice, choose_device, plain_dtype
+from engine.int8.linear import ComputeMode
+from engine.interface import Engine, LoadedModel, LoadProgress, ModelLoadError, ModelSource
+from engine.layout.families import family_of
+from engine.model.loaded import Int8Model
+from engine.model.place import place_model
+from engine.model.whole import load_int8
+from engine.plan.demands import Workload
+from engine.plan.limits import BatchLimits
+from engine.plan.on_this_machine import (
+    DEFAULT_DISK_READERS,
+    DEFAULT_WORKLOAD,
+    PlacementOptions,
+    limits_of,
+    plan_store,
+)
+from engine.plan.plan import Plan
+from engine.store.opened import OpenedStore, open_store
+from engine.store.prepare import Int8Store, store_for
+
+
+def load_engine(
+    source: ModelSource,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+    device: DeviceChoice = "auto",
+    stores: Path | None = None,
+    micro_batch_rows: int | None = None,
+    compute_mode: ComputeMode = "llm_int8",
+    gpu_bytes: int | None = None,
+    cpu_bytes: int | None = None,
+    kv_cache: CacheDtype = "float",
+    disk_readers: int = DEFAULT_DISK_READERS,
+    throughputs_cache: Path | None = None,
+    workload: Workload = DEFAULT_WORKLOAD,
+) -> Engine:
+    """Load a model as int8, split over GPU, RAM and disk as its plan says.
+
+    Args:
+        source: The model.
+        on_progress: Told how far downloading, preparing and loading are.
+        should_stop: Asked on the way.
+        device: Where to compute; "auto" takes the GPU if there is one.
+        stores: The folder of int8 stores; the model's is made there first if
+            need be. None loads the checkpoint itself, whole, onto the device.
+        micro_batch_rows: A cap on the rows that are alive at once.
+        compute_mode: How int8 linears multiply.
+        gpu_bytes: For weights, cache and computing; None for what is free.
+        cpu_bytes: For weights in RAM; None for what is free.
+        kv_cache: How keys and values are kept.
+        disk_readers: Threads that read from disk.
+        throughputs_cache: Where measured rates are kept.
+        workload: The rows to plan for.
+
+    Raises:
+        ModelLoadError: It cannot be loaded.
+        LoadInterruptedError: should_stop() turned true on the way.
+    """
+    started = time.perf_counter()
+    chosen = choose_device(device)
+    options = PlacementOptions(
+        gpu_bytes=gpu_bytes,
+        cpu_bytes=cpu_bytes,
+        mode=compute_mode,
+        disk_readers=disk_readers,
+        kv_cache=kv_cache,
+        throughputs_cache=throughputs_cache,
+        workload=workload,
+    )
+    hooks = _Hooks(on_progress=on_progress, should_stop=should_stop)
+    checkpoint = open_checkpoint(source, **hooks)
+    store = stores and store_for(source, checkpoint, stores, chosen, **hooks)
+    if store:
+        opened, tokenizer = _open(source, store, chosen, hooks)
+        plan = plan_store(opened, options)
+        loaded = _place(opened, tokenizer, plan, options, hooks)
+        limits = limits_of(plan, micro_batch_rows)
+        homes = _homes(plan, limits)
+    else:
+        loaded = _load_whole(checkpoint, chosen, compute_mode, hooks)
+        limits = BatchLimits(rows=micro_batch_rows or DEFAULT_MICRO_BATCH_ROWS)
+        homes = {}
+    description = replace(
+        _describe(source, loaded, compute_mode, time.perf_counter() - started), **homes
+    )
+    on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
+    return make_engine(loaded, description, limits=limits, cache_dtype=kv_cache)
+
+
+class _Hooks(TypedDict):
+    """What whoever asked for the model wants to hear and to say; every step of a load takes it."""
+
+    on_progress: Callable[[LoadProgress], None]
+    should_stop: Callable[[], bool]
+
+
+def _open(
+    source: ModelSource, store: Int8Store, device: torch.device, hooks: _Hooks
+) -> tuple[OpenedStore, Any]:
+    """The store and its tokenizer."""
+    checkpoint = open_checkpoint(ModelSource(alias=source.alias, folder=store.folder), **hooks)
+    opened = open_store(
+        store, source.alias, checkpoint.config, device=device, dtype=plain_dtype(device)
+    )
+    return opened, load_tokenizer(checkpoint)
+
+
+def _place(
+    opened: OpenedStore, tokenizer: Any, plan: Plan, options: PlacementOptions, hooks: _Hooks
+) -> Int8Model:
+    placed = place_model(
+        opened,
+        plan.homes,
+        mode=options.mode,
+        disk_readers=options.disk_readers,
+        **hooks,
+    )
+    return placed.with_tokenizer(tokenizer, opened.device)
+
+
+def _homes(plan: Plan, limits: BatchLimits) -> dict[str, Any]:
+    """What the log tells of a plan that was followed."""
+    return {
+        "ram_bytes": plan.memory.ram_bytes,
+        "disk_bytes": sum(block.weight_bytes for block in plan.blocks_at("disk")),
+        "row_capacity": limits.rows,
+        "predicted_tokens_per_second": plan.prediction.tokens_per_second,
+    }
+
+
+def _load_whole(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    mode: ComputeMode,
+    hooks: _Hooks,
+) -> Int8Model:
+    """As transformers loads it: a checkpoint that no store of ours can be made of."""
+    if mode != "llm_int8":
+        raise ModelLoadError(
+            f"{checkpoint.folder} has no int8 store of this project's, and without one the model "
+            f"computes in llm_int8 only, not in {mode}; set the compute mode to llm_int8"
+        )
+    return load_int8(checkpoint, device, **hooks)
+
+
+def _describe(
+    source: ModelSource, loaded: Int8Model, mode: ComputeMode, seconds: float
+) -> LoadedModel:
+    config: Any = loaded.model.config
+    return LoadedModel(
+        alias=source.alias,
+        device=str(loaded.device),
+        architecture=type(loaded.model).__name__,
+        parameter_count=loaded.parameter_count,
+        weight_bytes=loaded.weight_bytes,
+        load_seconds=seconds,
+        context_tokens=family_of(config).context_tokens(
+            config,
+            tokenizer_limit=loaded.tokenizer.model_max_length,
+            catalogue_limit=source.context_tokens,
+        ),
+        compute_mode=mode,
+    )

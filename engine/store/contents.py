@@ -1,0 +1,230 @@
+"""What a store of a checkpoint will hold, file by file, and where each tensor comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from engine.checkpoint.folder import Checkpoint
+from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
+from engine.interface import ModelLoadError
+from engine.layout.blocks import (
+    BlockLayout,
+    ModelLayout,
+    TensorLayout,
+    layout_of_skeleton,
+    with_narrow_tables,
+)
+from engine.layout.skeleton import int8_linears, int8_skeleton, stated_dtype
+
+# Ends of the names of files that only one of the two readers takes.
+ENGINE_ONLY = "engine"
+
+
+PLAIN_ONLY = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFile:
+    """One safetensors file.
+
+    Attributes:
+        name: In the store's folder.
+        tensors: In the order they are written in.
+        read_by_transformers: Whether plain transformers reads it: all but the
+            int8 form of linears that it keeps in float, and narrow tables.
+    """
+
+    name: str
+    tensors: tuple[TensorLayout, ...]
+    read_by_transformers: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePlan:
+    """What to write and where it comes from.
+
+    Attributes:
+        files: In execution order.
+        load_dtype: What transformers would load the checkpoint in.
+        source_names: The checkpoint's tensor for each name in the state dict.
+        transposed: Names of weights that the checkpoint has as [in, out].
+    """
+
+    files: tuple[StoreFile, ...]
+    load_dtype: torch.dtype
+    source_names: Mapping[str, str]
+    transposed: frozenset[str]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def plan_store(
+    checkpoint: Checkpoint, tensors: CheckpointTensors, *, dtype: torch.dtype | None = None
+) -> StorePlan:
+    """Plan a store; nothing but headers is read, and tied weights to compare them.
+
+    Args:
+        checkpoint: What to make it of.
+        tensors: The checkpoint's.
+        dtype: Of what is not int8; None for the checkpoint's own as
+            dtype="auto", the default of plain transformers, finds it.
+
+    Raises:
+        ModelLoadError: The checkpoint lacks tensors or they have other shapes.
+        StoreUnsupportedError: Its tensors have to be merged or split, or to be
+            computed because the checkpoint has them not.
+    """
+    load_dtype = dtype or stated_dtype(checkpoint.config) or tensors.first_float_dtype()
+    plain = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=True)
+    engine = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=False)
+    sources = _renamed(plain, tensors.names())
+    # Saving reverts the renamings that loading used.
+    engine._weight_conversions = plain._weight_conversions
+    aliases = _settle_tied(plain, sources, tensors)
+    plain_layout, engine_layout = (
+        layout_of_skeleton(model, dtype=load_dtype, left_out=aliases) for model in (plain, engine)
+    )
+
+    def own_dtype(tensor: TensorLayout) -> torch.dtype | None:
+        source = sources.get(tensor.model_name)
+        return None if source is None else tensors.tensor(source).dtype
+
+    engine_layout = with_narrow_tables(engine_layout, engine, own_dtype)
+    transposed = frozenset(
+        f"{name}.weight" for name, linear in int8_linears(engine) if linear.source_cls is Conv1D
+    )
+    plan = StorePlan(
+        files=_files(plain_layout, engine_layout),
+        load_dtype=load_dtype,
+        source_names=sources,
+        transposed=transposed,
+    )
+    _refuse_incomplete(checkpoint, plan, tensors, set(plain._keys_to_ignore_on_load_missing or ()))
+    return plan
+
+
+def _renamed(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """The checkpoint's name of each name in the state dict, by the library's renamings."""
+    conversions = get_model_conversion_mapping(model)
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    renamings = [each for each in conversions if not isinstance(each, WeightConverter)]
+    state = model.state_dict()
+    found: dict[str, str] = {}
+    for name in names:
+        target, merged = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, state
+        )
+        if merged is not None:
+            raise StoreUnsupportedError(
+                f"transformers merges or splits the checkpoint's {name} when it loads it"
+            )
+        if target not in state and name in state:
+            target = name
+        if target in state:
+            found[target] = name
+    model._weight_conversions = [each for each in conversions if each.was_used()]
+    return found
+
+
+def _settle_tied(model: Any, sources: dict[str, str], tensors: CheckpointTensors) -> set[str]:
+    """Decide as PreTrainedModel.tie_weights which names are aliases, and return those.
+
+    A checkpoint may hold a tied weight under either name or under both; only
+    if both are there and differ they are not tied, whatever the configuration
+    says. Adds to sources what is found under another name only.
+    """
+    aliases = set()
+    for alias, name in model.all_tied_weights_keys.items():
+        if alias in sources and name not in sources:
+            sources[name] = sources[alias]
+        if alias not in sources or _are_equal(tensors, sources[alias], sources[name]):
+            aliases.add(alias)
+            sources.pop(alias, None)
+    return aliases
+
+
+def _are_equal(tensors: CheckpointTensors, one: str, other: str) -> bool:
+    a, b = tensors.tensor(one), tensors.tensor(other)
+    if one == other or a.data_ptr() == b.data_ptr():
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    # On mapped memory this takes no more of its own than a page.
+    return torch.equal(a, b)
+
+
+def _files(plain: ModelLayout, engine: ModelLayout) -> tuple[StoreFile, ...]:
+    """A file of what both take for each block, and beside it what only one takes."""
+    files = []
+    for plain_block, engine_block in zip(plain.blocks, engine.blocks, strict=True):
+        both = _in_both(plain_block, engine_block)
+        for suffix, members, is_plain in (
+            ("", both, True),
+            (f".{ENGINE_ONLY}", set(engine_block.tensors) - both, False),
+            (f".{PLAIN_ONLY}", set(plain_block.tensors) - both, True),
+        ):
+            if members:
+                files.append(
+                    StoreFile(
+                        name=f"{plain_block.name}{suffix}.safetensors",
+                        tensors=aligned(members),
+                        read_by_transformers=is_plain,
+                    )
+                )
+    return tuple(files)
+
+
+def _in_both(one: BlockLayout, other: BlockLayout) -> set[TensorLayout]:
+    return set(one.tensors) & set(other.tensors)
+
+
+def aligned(tensors: Iterable[TensorLayout]) -> tuple[TensorLayout, ...]:
+    """Order tensors so that each starts at a multiple of its size's largest power of two.
+
+    safetensors allows no gaps. If sizes come by falling powers of two that
+    divide them, whatever stands before a tensor is a multiple of its own.
+    """
+
+    def order(tensor: TensorLayout) -> tuple[int, str]:
+        return (-(tensor.bytes & -tensor.bytes), tensor.name)
+
+    return tuple(sorted(tensors, key=order))
+
+
+def _refuse_incomplete(
+    checkpoint: Checkpoint, plan: StorePlan, tensors: CheckpointTensors, computed: Set[str]
+) -> None:
+    weights = [t for file in plan.files for t in file.tensors if t.role in ("int8", "plain")]
+    missing = [t.name for t in weights if t.model_name not in plan.source_names]
+    if missing and computed >= set(missing):
+        raise StoreUnsupportedError(f"transformers computes {missing[0]} when it loads a model")
+    misshapen = [
+        t.name for t in weights if t.model_name in plan.source_names and not _fits(t, plan, tensors)
+    ]
+    for what, names in (("lacks", missing), ("has another shape for", misshapen)):
+        if names:
+            raise ModelLoadError(
+                f"the checkpoint in {checkpoint.folder} {what} {len(names)} tensors of its own "
+                f"architecture, {min(names)} first; config.json and weights do not belong "
+                "together, copy or download the folder again"
+            )
+
+
+def _fits(tensor: TensorLayout, plan: StorePlan, tensors: CheckpointTensors) -> bool:
+    shape = tuple(tensors.tensor(plan.source_names[tensor.model_name]).shape)
+    if tensor.model_name in plan.transposed:
+        shape = shape[::-1]
+    return shape == tensor.shape

@@ -1,0 +1,253 @@
+"""The int8 store: a checkpoint made int8 once, block by block, in bounded memory.
+
+A store is a folder in the Hugging Face layout for bitsandbytes int8, one
+safetensors file per transformer block, that plain from_pretrained loads. It is
+made in a folder beside it, whose finished files a manifest lists, and gets its
+name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint.folder import Checkpoint, open_checkpoint
+from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
+from engine.device import DeviceChoice, choose_device, plain_dtype
+from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError, ModelSource
+from engine.store.checksum import sha256_of
+from engine.store.contents import plan_store
+from engine.store.lock import store_lock
+from engine.store.maker import StoreMaker
+from engine.store.manifest import (
+    StoreManifest,
+    StoreOrigin,
+    origin_of,
+    read_manifest,
+    store_folder,
+    sync_folder,
+)
+from engine.store.write import TensorStream
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Store:
+    """A complete store.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says of itself.
+        was_there: Whether it was complete already.
+    """
+
+    folder: Path
+    manifest: StoreManifest
+    was_there: bool
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(file.bytes for file in self.manifest.files.values())
+
+
+def prepare_store(
+    source: ModelSource,
+    stores: Path,
+    *,
+    device: torch.device,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+    dtype: torch.dtype | None = None,
+) -> Int8Store:
+    """Make a model's store, go on with one that was interrupted, or find it made.
+
+    Args:
+        source: The model; downloaded if need be.
+        stores: The folder of all stores.
+        device: Where to quantise.
+        on_progress: Told stage "prepare" in bytes of tensors on disk, the first
+            time before anything is written; "waiting" while another process
+            makes the same store.
+        should_stop: Asked after every few rows.
+        dtype: Of what is not int8; None for the checkpoint's own.
+
+    Raises:
+        ModelLoadError: There is no such checkpoint, the disk has no room, or
+            the checkpoint is int8 already.
+        StoreUnsupportedError: It may be loaded, but no store can be made of it.
+        LoadInterruptedError: should_stop() turned true; the next call goes on.
+    """
+    checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
+    return store_of_checkpoint(
+        source,
+        checkpoint,
+        stores,
+        device=device,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        dtype=dtype,
+    )
+
+
+def store_of_checkpoint(
+    source: ModelSource,
+    checkpoint: Checkpoint,
+    stores: Path,
+    *,
+    device: torch.device,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+    dtype: torch.dtype | None = None,
+) -> Int8Store:
+    """As prepare_store, for a checkpoint that is open."""
+    if is_int8_store(checkpoint):
+        raise ModelLoadError(f"{checkpoint.folder} is quantised already; it is used as it is")
+    origin = origin_of(source, checkpoint, dtype)
+    folder = store_folder(stores, source, origin)
+    if store := find_store(folder, origin):
+        return store
+    making = folder.with_name(f"{folder.name}.partial")
+    try:
+        stores.mkdir(parents=True, exist_ok=True)
+        with store_lock(
+            folder.with_name(f"{folder.name}.lock"),
+            on_wait=lambda: _report_waiting(making, on_progress),
+            should_stop=should_stop,
+        ):
+            if store := find_store(folder, origin):  # made by whom we waited for
+                return store
+            tensors = CheckpointTensors(checkpoint.weight_files)
+            plan = plan_store(checkpoint, tensors, dtype=dtype)
+            stream = TensorStream(plan=plan, tensors=tensors, device=device)
+            maker = StoreMaker(making, origin, plan, on_progress, should_stop)
+            shutil.rmtree(folder, ignore_errors=True)  # of another origin, or not whole
+            manifest = maker.make(checkpoint, stream)
+            making.rename(folder)
+            sync_folder(stores)
+    except OSError as error:
+        raise ModelLoadError(_not_written(making, error)) from error
+    return Int8Store(folder=folder, manifest=manifest, was_there=False)
+
+
+def is_int8_store(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is quantised as it is."""
+    return getattr(checkpoint.config, "quantization_config", None) is not None
+
+
+def find_store(folder: Path, origin: StoreOrigin) -> Int8Store | None:
+    """The complete store in a folder, if it has this origin and all its files."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.origin != origin:
+        return None
+    if manifest.intact_files(folder) != set(manifest.files):
+        return None
+    return Int8Store(folder=folder, manifest=manifest, was_there=True)
+
+
+def damaged_files(
+    store: Int8Store,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+) -> list[str]:
+    """Read every file of a store and name those that are not as they were written.
+
+    Raises:
+        LoadInterruptedError: should_stop() turned true on the way.
+    """
+    done, total, faults = 0, store.bytes, []
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(LoadProgress(stage="verify", done=done, total=total, unit="bytes"))
+        if should_stop():
+            raise LoadInterruptedError
+
+    for name, file in sorted(store.manifest.files.items()):
+        try:
+            is_intact = sha256_of(store.folder / name, on_bytes=on_bytes) == file.sha256
+        except OSError:
+            is_intact = False
+        if not is_intact:
+            faults.append(name)
+    return faults
+
+
+def _report_waiting(making: Path, on_progress: Callable[[LoadProgress], None]) -> None:
+    """Say how far the process is that makes the store we wait for."""
+    manifest = read_manifest(making)
+    total = 1 if manifest is None else manifest.total_bytes
+    done = 0 if manifest is None else sum(file.bytes for file in manifest.files.values())
+    on_progress(LoadProgress(stage="waiting", done=min(done, total), total=total, unit="bytes"))
+
+
+def _not_written(making: Path, error: OSError) -> str:
+    if error.errno in _FULL_DISK:
+        return (
+            f"the disk is full: {making} is not finished; free some room, or choose another place "
+            "for stores, and try again: it goes on from the last finished block"
+        )
+    return f"the int8 store {making} cannot be written: {error}"
+
+
+def store_for(
+    source: ModelSource,
+    checkpoint: Checkpoint,
+    stores: Path,
+    device: torch.device,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+) -> Int8Store | None:
+    """The checkpoint's int8 store, made on first use; None where it needs or allows none.
+
+    Raises:
+        ModelLoadError: The store cannot be made, as on a full disk.
+        LoadInterruptedError: should_stop() turned true; the next call goes on.
+    """
+    if is_int8_store(checkpoint):
+        return None
+    try:
+        return store_of_checkpoint(
+            source,
+            checkpoint,
+            stores,
+            device=device,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            dtype=plain_dtype(device),
+        )
+    except StoreUnsupportedError:
+        return None
+
+
+def prepare_for(
+    device: DeviceChoice,
+    source: ModelSource,
+    stores: Path,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+) -> Int8Store:
+    """Make the store that load_engine would take on this device; see prepare_store.
+
+    transformers casts a store's biases to the dtype it loads in but not its
+    norms, so a store holds the dtype that is computed in.
+    """
+    chosen = choose_device(device)
+    return prepare_store(
+        source,
+        stores,
+        device=chosen,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        dtype=plain_dtype(chosen),
+    )
