@@ -40,7 +40,7 @@ from benchmarks.batching_models import (
 from benchmarks.uniform_batch import UniformBatch, show_uniform, show_uniform_head
 from engine.decode.engine import ContinuousEngine
 from engine.decode.static_engine import TransformersEngine
-from engine.interface import Engine, GenerationRequest, MicroBatch, RequestList
+from engine.interface import Engine, GenerationRequest, RequestList, Window
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
 
@@ -139,7 +139,7 @@ def log_normal_requests(count: int, seed: int) -> list[GenerationRequest]:
 def run_static(model: Int8Model, requests: Sequence[GenerationRequest], rows: int) -> Run:
     engine = TransformersEngine(model, description(model), micro_batch_rows=rows)
 
-    def steps_of(batch: MicroBatch) -> int:
+    def steps_of(batch: Window) -> int:
         return max(result.completion_tokens for result in batch.results)
 
     return timed(engine, requests, rows, steps_of)
@@ -157,7 +157,7 @@ def timed(
     engine: Engine,
     requests: Sequence[GenerationRequest],
     rows: int,
-    steps_of: Callable[[MicroBatch], int],
+    steps_of: Callable[[Window], int],
 ) -> Run:
     """A whole run, after a short one that warms up."""
     list(engine.generate(RequestList([forced_request(0, 8, 2)]), should_stop=never))

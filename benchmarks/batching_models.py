@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from benchmarks.streamed_maker import streamed_maker
-from engine.interface import GenerationRequest, LoadedModel, SamplingParameters
+from engine.interface import GenerationRequest, ModelDescription, SamplingParameters
 from engine.model.loaded import Int8Model
 from tests.tiny_checkpoints import END, PAD, tiny_tokenizer
 
@@ -72,8 +72,8 @@ def forced_request(key: int, prompt_tokens: int, new_tokens: int) -> GenerationR
     return GenerationRequest(key=key, prompt=prompt, parameters=parameters)
 
 
-def description(model: Int8Model) -> LoadedModel:
-    return LoadedModel(
+def description(model: Int8Model) -> ModelDescription:
+    return ModelDescription(
         alias="random",
         device=str(model.device),
         architecture=type(model.model).__name__,

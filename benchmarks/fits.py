@@ -18,7 +18,7 @@ from engine.layout.blocks import config_of_shape
 from engine.plan.demands import ModelDemands, Workload
 from engine.plan.from_layout import demands_of_config
 from engine.plan.machine import CPU_MARGIN_BYTES
-from engine.plan.plan import Budgets, CannotRunError, Home, Plan
+from engine.plan.plan import Budgets, CannotRunError, Plan, Tier
 from engine.plan.rates import CPU, GIB, T4
 from engine.plan.search import make_plan
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "fits.md"
 MODELS = ("bloom-7b1", "cerebras-gpt-13b", "flan-ul2", "gpt-neox-20b")
 WORKLOAD = Workload(prompt_tokens=128, new_tokens=128)
 DISK_BYTES = 100 * GIB
-HOMES: tuple[Home, ...] = ("resident", "ram", "disk")
+TIERS: tuple[Tier, ...] = ("resident", "ram", "disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def _cells(model: ModelDemands, box: Box) -> list[str]:
         return [f"`{model.name}`", *["-"] * 5, str(error)]
     return [
         f"`{model.name}`",
-        *(str(len(plan.blocks_at(home))) for home in HOMES),
+        *(str(len(plan.blocks_at(tier))) for tier in TIERS),
         str(plan.rows),
         _speed(plan),
         plan.limit,

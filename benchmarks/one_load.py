@@ -24,7 +24,7 @@ from engine.device import plain_dtype
 from engine.interface import LoadProgress, ModelSource
 from engine.layout.skeleton import int8_settings
 from engine.model.place import place_model
-from engine.plan.on_this_machine import PlacementOptions, plan_store
+from engine.plan.on_this_machine import PlacementOptions, plan_on_this_machine
 from engine.store.opened import open_store
 from engine.store.prepare import store_for
 from tests.peak_memory import PeakMemory, anonymous_bytes
@@ -78,9 +78,9 @@ def by_engine(checkpoint: Path, stores: Path, device: torch.device) -> Any:
     assert store is not None
     config = open_checkpoint(ModelSource(alias="measured", folder=store.folder), **said).config
     opened = open_store(store, "measured", config, device=device, dtype=plain_dtype(device))
-    plan = plan_store(opened, PlacementOptions())
+    plan = plan_on_this_machine(opened, PlacementOptions())
     return place_model(
-        opened, plan.homes, mode="llm_int8", on_progress=ignore, should_stop=never
+        opened, plan.placement, mode="llm_int8", on_progress=ignore, should_stop=never
     ).model
 
 

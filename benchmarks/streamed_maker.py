@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from engine.device import plain_dtype
 from engine.model.loaded import Int8Model
 from engine.model.place import place_model
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.store.opened import open_store
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import tiny_tokenizer
@@ -32,8 +32,8 @@ def streamed_maker(model: Any, folder: Path, device: torch.device) -> Callable[[
     store = prepare(folder / "checkpoint", folder / "stores", dtype=plain_dtype(device))
     config = AutoConfig.from_pretrained(store.folder)
     opened = open_store(store, "random", config, device=device, dtype=plain_dtype(device))
-    streamed: Home = "ram" if device.type == "cuda" else "disk"
-    homes: dict[str, Home] = {
+    streamed: Tier = "ram" if device.type == "cuda" else "disk"
+    tiers: dict[str, Tier] = {
         block.name: streamed if block.kind in ("encoder", "decoder") else "resident"
         for block in opened.stored.layout.blocks
     }
@@ -41,7 +41,7 @@ def streamed_maker(model: Any, folder: Path, device: torch.device) -> Callable[[
     def make() -> Int8Model:
         for file in store.folder.iterdir():
             drop_from_page_cache(file)
-        placed = place_model(opened, homes, mode="llm_int8", on_progress=ignore, should_stop=never)
+        placed = place_model(opened, tiers, mode="llm_int8", on_progress=ignore, should_stop=never)
         return placed.with_tokenizer(tiny_tokenizer(), device)
 
     return make

@@ -10,7 +10,7 @@ from typing import Any
 from cli.load_progress import size_text
 from cli.output import duration_text, print_fields, print_table, say
 from engine.plan.advice import advice, speed_text
-from engine.plan.plan import Home, Plan
+from engine.plan.plan import Plan, Tier
 
 PREDICTED = "These are predictions from the model's shape, not measurements."
 
@@ -27,7 +27,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             {
                 "name": placed.block.name,
                 "phase": placed.block.phase,
-                "home": placed.home,
+                "tier": placed.tier,
                 "bytes": placed.block.weight_bytes,
             }
             for placed in plan.blocks
@@ -64,7 +64,7 @@ def print_plan(plan: Plan) -> None:
         f"{plan.model.name}: {work.prompt_tokens} prompt and {work.new_tokens} new tokens a row, "
         f"up to {work.shard_rows} rows ({plan.throughputs.name})\n"
     )
-    print_table(("HOME", "SIZE", "BLOCKS"), _homes(plan), numbers=("SIZE",))
+    print_table(("TIER", "SIZE", "BLOCKS"), _placement(plan), numbers=("SIZE",))
     say()
     print_table(("RESOURCE", "USED", "OF", "FOR"), _uses(plan), numbers=("USED", "OF"))
     say()
@@ -72,15 +72,15 @@ def print_plan(plan: Plan) -> None:
     say(f"\n{advice(plan)}\n{PREDICTED}")
 
 
-def _homes(plan: Plan) -> Iterator[tuple[str, str, str]]:
+def _placement(plan: Plan) -> Iterator[tuple[str, str, str]]:
     device = "CPU" if plan.budgets.gpu_bytes is None else "GPU"
-    names: dict[Home, str] = {
+    names: dict[Tier, str] = {
         "resident": f"resident on the {device}",
         "ram": "streamed from RAM",
         "disk": "streamed from disk",
     }
-    for home, name in names.items():
-        if blocks := plan.blocks_at(home):
+    for tier, name in names.items():
+        if blocks := plan.blocks_at(tier):
             # decoder-007 is one of the decoder's layers.
             kinds = Counter(block.name.rpartition("-")[0] or block.name for block in blocks)
             size = sum(block.weight_bytes for block in blocks)

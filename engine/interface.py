@@ -131,7 +131,7 @@ class GenerationResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class Window:
     """What was finished in one window of an engine's work, and what that took.
 
     Rows come and go within a window, so those that are finished in it may have
@@ -181,7 +181,7 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedModel:
+class ModelDescription:
     """What was loaded, for the log and the worker's row."""
 
     alias: str
@@ -245,11 +245,9 @@ class Engine(Protocol):
     """A loaded model that turns requests into results."""
 
     @property
-    def model(self) -> LoadedModel: ...
+    def model(self) -> ModelDescription: ...
 
-    def generate(
-        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
-    ) -> Iterator[MicroBatch]:
+    def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
         """Yield what is finished, window by window, until the feed is empty.
 
         Every request that is taken comes back in exactly one micro-batch, with

@@ -16,7 +16,7 @@ from engine.decode.engine_choice import make_engine
 from engine.decode.static_engine import DEFAULT_MICRO_BATCH_ROWS
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.int8.linear import ComputeMode
-from engine.interface import Engine, LoadedModel, LoadProgress, ModelLoadError, ModelSource
+from engine.interface import Engine, LoadProgress, ModelDescription, ModelLoadError, ModelSource
 from engine.layout.families import family_of
 from engine.model.loaded import Int8Model
 from engine.model.place import place_model
@@ -28,7 +28,7 @@ from engine.plan.on_this_machine import (
     DEFAULT_WORKLOAD,
     PlacementOptions,
     limits_of,
-    plan_store,
+    plan_on_this_machine,
 )
 from engine.plan.plan import Plan
 from engine.store.opened import OpenedStore, open_store
@@ -89,16 +89,16 @@ def load_engine(
     store = stores and store_for(source, checkpoint, stores, chosen, **hooks)
     if store:
         opened, tokenizer = _open(source, store, chosen, hooks)
-        plan = plan_store(opened, options)
+        plan = plan_on_this_machine(opened, options)
         loaded = _place(opened, tokenizer, plan, options, hooks)
         limits = limits_of(plan, micro_batch_rows)
-        homes = _homes(plan, limits)
+        placement = _placement(plan, limits)
     else:
         loaded = _load_whole(checkpoint, chosen, compute_mode, hooks)
         limits = BatchLimits(rows=micro_batch_rows or DEFAULT_MICRO_BATCH_ROWS)
-        homes = {}
+        placement = {}
     description = replace(
-        _describe(source, loaded, compute_mode, time.perf_counter() - started), **homes
+        _describe(source, loaded, compute_mode, time.perf_counter() - started), **placement
     )
     on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
     return make_engine(loaded, description, limits=limits, cache_dtype=kv_cache)
@@ -127,7 +127,7 @@ def _place(
 ) -> Int8Model:
     placed = place_model(
         opened,
-        plan.homes,
+        plan.placement,
         mode=options.mode,
         disk_readers=options.disk_readers,
         **hooks,
@@ -135,7 +135,7 @@ def _place(
     return placed.with_tokenizer(tokenizer, opened.device)
 
 
-def _homes(plan: Plan, limits: BatchLimits) -> dict[str, Any]:
+def _placement(plan: Plan, limits: BatchLimits) -> dict[str, Any]:
     """What the log tells of a plan that was followed."""
     return {
         "ram_bytes": plan.memory.ram_bytes,
@@ -162,9 +162,9 @@ def _load_whole(
 
 def _describe(
     source: ModelSource, loaded: Int8Model, mode: ComputeMode, seconds: float
-) -> LoadedModel:
+) -> ModelDescription:
     config: Any = loaded.model.config
-    return LoadedModel(
+    return ModelDescription(
         alias=source.alias,
         device=str(loaded.device),
         architecture=type(loaded.model).__name__,

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from engine.interface import (
     GenerationRequest,
     GenerationResult,
-    LoadedModel,
     LoadInterruptedError,
     LoadProgress,
-    MicroBatch,
+    ModelDescription,
     ModelSource,
     RequestFeed,
+    Window,
 )
 
 _NAP_SECONDS = 0.05
@@ -75,7 +75,7 @@ class NullEngine:
 
     def __init__(self, alias: str, behaviour: NullBehaviour | None = None) -> None:
         self._behaviour = behaviour or NullBehaviour()
-        self._model = LoadedModel(
+        self._model = ModelDescription(
             alias=alias,
             device="none",
             architecture="null",
@@ -87,12 +87,10 @@ class NullEngine:
         )
 
     @property
-    def model(self) -> LoadedModel:
+    def model(self) -> ModelDescription:
         return self._model
 
-    def generate(
-        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
-    ) -> Iterator[MicroBatch]:
+    def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
         """Yield each micro-batch of echoes; see Engine."""
         while batch := feed.take(self._behaviour.micro_batch_rows):
             if should_stop():
@@ -113,9 +111,9 @@ class NullEngine:
         if poison is not None and any(_text(request) == poison for request in batch):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _echo(self, batch: Sequence[GenerationRequest], seconds: float) -> MicroBatch:
+    def _echo(self, batch: Sequence[GenerationRequest], seconds: float) -> Window:
         results = tuple(self._echo_one(request, seconds) for request in batch)
-        return MicroBatch(
+        return Window(
             results=results,
             rows=len(batch),
             prompt_tokens=sum(result.prompt_tokens for result in results),

@@ -21,11 +21,11 @@ from engine.interface import (
     Engine,
     GenerationRequest,
     GenerationResult,
-    LoadedModel,
-    MicroBatch,
+    ModelDescription,
     RequestFeed,
     RequestList,
     SamplingParameters,
+    Window,
 )
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
@@ -55,8 +55,8 @@ def loaded(alias: str) -> Int8Model:
     return Int8Model(model=tiny_model(alias), tokenizer=tokenizer, device=torch.device("cpu"))
 
 
-def description(alias: str, context_tokens: int | None = CONTEXT_TOKENS) -> LoadedModel:
-    return LoadedModel(
+def description(alias: str, context_tokens: int | None = CONTEXT_TOKENS) -> ModelDescription:
+    return ModelDescription(
         alias=alias,
         device="cpu",
         architecture=alias,
@@ -95,12 +95,12 @@ def request(key: int, prompt: str, **parameters: Any) -> GenerationRequest:
     return GenerationRequest(key=key, prompt=prompt, parameters=SamplingParameters(**parameters))
 
 
-def windows(engine: Engine, feed: RequestFeed | Sequence[GenerationRequest]) -> list[MicroBatch]:
+def windows(engine: Engine, feed: RequestFeed | Sequence[GenerationRequest]) -> list[Window]:
     source = RequestList(feed) if isinstance(feed, (list, tuple)) else feed
     return list(engine.generate(source, should_stop=never))  # type: ignore[arg-type]
 
 
-def by_key(batches: Iterable[MicroBatch]) -> dict[int, GenerationResult]:
+def by_key(batches: Iterable[Window]) -> dict[int, GenerationResult]:
     results = [result for batch in batches for result in batch.results]
     assert len({result.key for result in results}) == len(results)
     return {result.key: result for result in results}

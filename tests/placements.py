@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from engine.layout.blocks import ModelLayout
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.store.read import StoredBlock
 from engine.weights.loader import LoadedBlock
 from tests.stores import read_block
 
-PLACEMENTS: dict[str, tuple[Home, ...]] = {
+PLACEMENTS: dict[str, tuple[Tier, ...]] = {
     "all-resident": ("resident",),
     "all-in-ram": ("ram",),
     "all-on-disk": ("disk",),
@@ -21,24 +21,24 @@ PLACEMENTS: dict[str, tuple[Home, ...]] = {
 }
 
 
-def homes_of(layout: ModelLayout, placement: str) -> dict[str, Home]:
-    """The placement's homes, in turn."""
-    homes = cycle(PLACEMENTS[placement])
-    return {block.name: next(homes) for block in layout.blocks}
+def tiers_of(layout: ModelLayout, placement: str) -> dict[str, Tier]:
+    """The placement's tiers, in turn."""
+    tiers = cycle(PLACEMENTS[placement])
+    return {block.name: next(tiers) for block in layout.blocks}
 
 
-def bytes_by_home(layout: ModelLayout, homes: dict[str, Home]) -> dict[Home, int]:
+def bytes_by_tier(layout: ModelLayout, tiers: dict[str, Tier]) -> dict[Tier, int]:
     """What the layout says of each tier of memory."""
-    expected: dict[Home, int] = {"resident": 0, "ram": 0, "disk": 0}
+    expected: dict[Tier, int] = {"resident": 0, "ram": 0, "disk": 0}
     for block in layout.blocks:
-        if homes[block.name] != "disk":
-            expected[homes[block.name]] += block.bytes
+        if tiers[block.name] != "disk":
+            expected[tiers[block.name]] += block.bytes
     return expected
 
 
 def tensors_wherever(block: LoadedBlock) -> dict[str, torch.Tensor]:
-    """A block's tensors, read from the disk if that is its home."""
-    if block.home != "disk":
+    """A block's tensors, read from the disk if that is its tier."""
+    if block.tier != "disk":
         return dict(block.tensors)
     return block.stored.views(read_block(block.stored))
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig
 
 from engine.model.place import PlacedModel, place_model
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.store.opened import OpenedStore, open_store
 from engine.store.prepare import Int8Store
-from tests.placements import homes_of
+from tests.placements import tiers_of
 from tests.plain_models import greedy, plain_model
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
@@ -72,24 +72,24 @@ class StreamedModels:
     def placed(self, store: Int8Store, placement: str, **options: Any) -> Iterator[PlacedModel]:
         """The model as one of PLACEMENTS says; options are place_model's."""
         source = self.opened(store)
-        with at_homes(source, placement_of(source, placement), **options) as model:
+        with at_tiers(source, placement_of(source, placement), **options) as model:
             yield model
 
 
-def placement_of(source: OpenedStore, placement: str) -> dict[str, Home]:
-    """The placement's homes, but for what cannot be streamed."""
-    homes = homes_of(source.stored.layout, placement)
+def placement_of(source: OpenedStore, placement: str) -> dict[str, Tier]:
+    """The placement's tiers, but for what cannot be streamed."""
+    tiers = tiers_of(source.stored.layout, placement)
     for block in source.stored.layout.blocks:
         is_shared = block.kind == "embedding" and source.config.is_encoder_decoder
         if block.kind == "rest" or is_shared:
-            homes[block.name] = "resident"
-    return homes
+            tiers[block.name] = "resident"
+    return tiers
 
 
 @contextmanager
-def at_homes(source: OpenedStore, homes: dict[str, Home], **options: Any) -> Iterator[PlacedModel]:
+def at_tiers(source: OpenedStore, tiers: dict[str, Tier], **options: Any) -> Iterator[PlacedModel]:
     options = {"mode": "llm_int8", **options}
-    model = place_model(source, homes, on_progress=ignore, should_stop=never, **options)
+    model = place_model(source, tiers, on_progress=ignore, should_stop=never, **options)
     try:
         yield model
     finally:

@@ -22,7 +22,7 @@ ENGINE = {"engine/"}
 QUEUE = {"worker/queue/", "jobs/dispatch.py"}
 LEDGER = {"jobs/models.py", "jobs/database.py", "jobs/store/", "alembic/"}
 # Where each library may be imported, for type checkers too.
-HOMES = {
+TIERS = {
     "torch": ENGINE,
     "transformers": ENGINE,
     "bitsandbytes": ENGINE,
@@ -73,9 +73,9 @@ def called_names(tree: ast.Module) -> set[str]:
     }
 
 
-def is_at_home(path: Path, homes: set[str]) -> bool:
+def is_at_home(path: Path, tiers: set[str]) -> bool:
     name = path.as_posix()
-    return any(name.startswith(home) if home.endswith("/") else name == home for home in homes)
+    return any(name.startswith(home) if home.endswith("/") else name == home for home in tiers)
 
 
 def loaded_after(statements: str) -> set[str]:
@@ -103,13 +103,13 @@ def test_the_scan_sees_an_import_however_it_is_written(statement: str) -> None:
     assert {name.partition(".")[0] for name in imported_modules(ast.parse(statement))} == {"torch"}
 
 
-@pytest.mark.parametrize("library", HOMES)
+@pytest.mark.parametrize("library", TIERS)
 def test_a_library_is_imported_only_where_it_lives(library: str) -> None:
     strangers = [
         f"{path} imports {module}"
         for path in source_files(*PACKAGES, "alembic")
         for module in imported_modules(syntax_tree(path))
-        if module.partition(".")[0] == library and not is_at_home(path, HOMES[library])
+        if module.partition(".")[0] == library and not is_at_home(path, TIERS[library])
     ]
     assert strangers == []
 

@@ -125,7 +125,7 @@ def compare_on_cpu(folder: Path, family: str, arguments: argparse.Namespace) -> 
             runs[f"{title}, {state}"] = run(mode, state, kv_cache=kv_cache)
         runs |= {f"{dtype}, {state}": run(dtype, state) for dtype in arguments.dtypes}
     whole = "llm_int8, all resident"
-    runs[whole] = run("llm_int8", "warm", homes="resident", cpu_bytes=None)
+    runs[whole] = run("llm_int8", "warm", tiers="resident", cpu_bytes=None)
     speeds = contest(runs)
     for state in arguments.page_cache:
         for title in ours:

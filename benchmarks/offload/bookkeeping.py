@@ -42,7 +42,7 @@ def bookkeeping_seconds(block_count: int) -> float:
     transport = NullTransport()
     passes = StreamedPasses(transport)
     blocks = [
-        LoadedBlock(home="disk", stored=StoredBlock(name=str(number), segments=()))
+        LoadedBlock(tier="disk", stored=StoredBlock(name=str(number), segments=()))
         for number in range(block_count)
     ]
     slots = [Slot(torch.empty(0, dtype=torch.uint8)) for _ in range(SLOTS)]

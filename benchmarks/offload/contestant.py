@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         way: See ways.
-        homes: "plan", or where every layer is to be: "resident", "ram", "disk".
+        tiers: "plan", or where every layer is to be: "resident", "ram", "disk".
         folder: Holds the model.
         tiny: Another such folder, of a model that is run before anything is measured.
         device: "cpu" or "cuda".
@@ -50,7 +50,7 @@ class Run:
     """
 
     way: Way
-    homes: str = "plan"
+    tiers: str = "plan"
     folder: str
     tiny: str
     device: str = "cpu"
@@ -89,7 +89,7 @@ class Outcome:
 
 def main(run: Run) -> Outcome:
     warm_up = replace(
-        run, folder=run.tiny, homes="plan", new_tokens=_WARM_UP_TOKENS, page_cache="as it is"
+        run, folder=run.tiny, tiers="plan", new_tokens=_WARM_UP_TOKENS, page_cache="as it is"
     )
     warmed = _load(replace(warm_up, cpu_bytes=_WARM_UP_BYTES, gpu_bytes=None))
     _measure(warm_up, warmed)
@@ -136,7 +136,7 @@ def _load(run: Run) -> Loaded:
     return load(
         run.way,
         Path(run.folder),
-        homes=run.homes,
+        tiers=run.tiers,
         device=torch.device(run.device),
         gpu_bytes=run.gpu_bytes,
         cpu_bytes=run.cpu_bytes,

@@ -97,7 +97,7 @@ def models_of(arguments: argparse.Namespace) -> list[str]:
 def _largest(folder: Path, model: RandomModel, arguments: argparse.Namespace) -> None:
     links = {
         f"{way}, all from RAM, batch {rows}": _run(
-            folder, arguments, way, UNLIMITED, rows, homes="disk" if arguments.dry_run else "ram"
+            folder, arguments, way, UNLIMITED, rows, tiers="disk" if arguments.dry_run else "ram"
         )
         for rows in ([arguments.batch] if arguments.batch else LINK_BATCHES)
         for way in ("llm_int8", "w8a16")
@@ -148,7 +148,7 @@ def _other(folder: Path, arguments: argparse.Namespace) -> None:
         {
             ours: _run(folder, arguments, "llm_int8", ram, rows),
             whole: _run(
-                folder, arguments, "llm_int8", UNLIMITED, rows, homes="resident", gpu_bytes=None
+                folder, arguments, "llm_int8", UNLIMITED, rows, tiers="resident", gpu_bytes=None
             ),
         }
     )
@@ -167,7 +167,7 @@ def _run(
         "device": "cpu" if arguments.dry_run else "cuda",
         "gpu_bytes": None if arguments.dry_run else parse_bytes(arguments.gpu_memory),
         "cpu_bytes": parse_bytes(ram),
-        "homes": "plan",
+        "tiers": "plan",
         **changes,
     }
     return Run(

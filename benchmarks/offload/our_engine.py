@@ -18,7 +18,7 @@ from engine.cache.format import CacheDtype
 from engine.decode.engine import ContinuousEngine
 from engine.decode.engine_choice import make_engine
 from engine.int8.linear import ComputeMode
-from engine.interface import GenerationRequest, LoadedModel, RequestList, SamplingParameters
+from engine.interface import GenerationRequest, ModelDescription, RequestList, SamplingParameters
 from engine.model.place import PlacedModel
 from engine.plan.limits import BatchLimits
 from engine.weights.passes import StreamTotals, WeightPasses
@@ -35,7 +35,7 @@ def engine_of(
 ) -> ContinuousEngine:
     """An engine around a placed model of random weights."""
     loaded = placed.with_tokenizer(_byte_tokenizer(), device)
-    description = LoadedModel(
+    description = ModelDescription(
         alias="random",
         device=str(device),
         architecture=type(placed.model).__name__,

@@ -22,7 +22,7 @@ from engine.checkpoint.tensors import CheckpointTensors
 from engine.int8.quantise import cast_chunks
 from engine.layout.blocks import TensorLayout, layout_of
 from engine.layout.families import family_of
-from engine.store.contents import plan_store
+from engine.store.contents import contents_of
 from engine.store.header import safetensors_header
 from engine.store.maker import StoreMaker
 from engine.store.manifest import StoreOrigin
@@ -91,7 +91,7 @@ class RandomModel:
         checkpoint = Checkpoint(
             folder=source, config=self.config, model_class=None, weight_files=()
         )
-        plan = plan_store(checkpoint, self.tensors, dtype=dtype)
+        plan = contents_of(checkpoint, self.tensors, dtype=dtype)
         stream = TensorStream(plan=plan, tensors=self.tensors, device=device)
         origin = StoreOrigin(
             location="random", commit=None, fingerprint="", quantisation={}, dtype=str(dtype)

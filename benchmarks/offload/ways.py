@@ -30,8 +30,8 @@ from engine.int8.linear import ComputeMode
 from engine.model.place import place_model
 from engine.plan.demands import Workload
 from engine.plan.limits import BatchLimits
-from engine.plan.on_this_machine import PlacementOptions, limits_of, plan_store
-from engine.plan.plan import Home
+from engine.plan.on_this_machine import PlacementOptions, limits_of, plan_on_this_machine
+from engine.plan.plan import Tier
 from engine.quiet import quiet_libraries
 from engine.store.manifest import read_manifest
 from engine.store.opened import OpenedStore, open_store
@@ -77,7 +77,7 @@ def load(
     way: Way,
     folder: Path,
     *,
-    homes: str,
+    tiers: str,
     device: torch.device,
     gpu_bytes: int | None,
     cpu_bytes: int | None,
@@ -97,7 +97,7 @@ def load(
                 prompt_tokens=prompt_tokens, new_tokens=new_tokens, shard_rows=rows or MOST_ROWS
             ),
         )
-        return _ours(folder / "store", device, options, homes, rows)
+        return _ours(folder / "store", device, options, tiers, rows)
     most = _max_memory(gpu_bytes, cpu_bytes)
     if way == "seed":
         return _seed_recipe(folder / "float16", most)
@@ -121,16 +121,16 @@ def open_folder(folder: Path, device: torch.device) -> OpenedStore:
 
 
 def _ours(
-    folder: Path, device: torch.device, options: PlacementOptions, homes: str, rows: int | None
+    folder: Path, device: torch.device, options: PlacementOptions, tiers: str, rows: int | None
 ) -> Loaded:
     opened = open_folder(folder, device)
-    if homes == "plan":
-        plan = plan_store(opened, options)
+    if tiers == "plan":
+        plan = plan_on_this_machine(opened, options)
         if rows is not None and plan.rows < rows:
             raise RuntimeError(f"the plan has room for {plan.rows} rows, not {rows}")
-        where, limits = plan.homes, limits_of(plan, rows or plan.rows)
+        where, limits = plan.placement, limits_of(plan, rows or plan.rows)
     else:
-        where = homes_of_layers(opened, homes)
+        where = tiers_of_layers(opened, tiers)
         limits = BatchLimits(rows=rows or 1, encoded_rows=rows or 1)
     placed = place_model(
         opened, where, mode=options.mode, on_progress=lambda _: None, should_stop=lambda: False
@@ -155,16 +155,16 @@ def _ours(
     )
 
 
-def _resident_bytes(opened: OpenedStore, homes: Mapping[str, Home]) -> int:
+def _resident_bytes(opened: OpenedStore, tiers: Mapping[str, Tier]) -> int:
     blocks = opened.stored.layout.blocks
-    return sum(block.bytes for block in blocks if homes[block.name] == "resident")
+    return sum(block.bytes for block in blocks if tiers[block.name] == "resident")
 
 
-def homes_of_layers(opened: OpenedStore, home: str) -> dict[str, Home]:
+def tiers_of_layers(opened: OpenedStore, tier: str) -> dict[str, Tier]:
     """The layers in one place, everything else resident."""
-    known: dict[str, Home] = {"resident": "resident", "ram": "ram", "disk": "disk"}
+    known: dict[str, Tier] = {"resident": "resident", "ram": "ram", "disk": "disk"}
     return {
-        block.name: known[home] if block.kind in ("encoder", "decoder") else "resident"
+        block.name: known[tier] if block.kind in ("encoder", "decoder") else "resident"
         for block in opened.stored.layout.blocks
     }
 
@@ -202,7 +202,7 @@ def _accelerate_int8(folder: Path, most: dict[int | str, int]) -> Loaded:
     return Loaded(
         model=quantised.eval(),
         passes=ResidentPasses(),
-        placement=_in_words([str(home) for home in device_map.values()]),
+        placement=_in_words([str(tier) for tier in device_map.values()]),
         files=_weight_files(folder),
     )
 
@@ -228,11 +228,11 @@ def _by_transformers(
             )
             .eval()
         )
-    homes = [str(home) for home in getattr(model, "hf_device_map", {}).values()]
+    tiers = [str(tier) for tier in getattr(model, "hf_device_map", {}).values()]
     return Loaded(
         model=model,
         passes=ResidentPasses(),
-        placement=_in_words(homes),
+        placement=_in_words(tiers),
         files=_weight_files(folder),
     )
 
@@ -254,5 +254,5 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("*.safetensors")))
 
 
-def _in_words(homes: list[Any]) -> str:
-    return ", ".join(f"{homes.count(home)} {home}" for home in sorted(set(homes)))
+def _in_words(tiers: list[Any]) -> str:
+    return ", ".join(f"{tiers.count(tier)} {tier}" for tier in sorted(set(tiers)))

@@ -44,7 +44,7 @@ def cache_shape_of(config: Any) -> CacheShape:
     )
 
 
-class StateStore:
+class CacheMemory:
     """Keys and values of all layers, [rows, heads, columns, head size] each.
 
     Memory is taken when a layer is first written to, from the states' own

@@ -15,7 +15,7 @@ import torch
 from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
-from engine.cache.memory import StateStore
+from engine.cache.memory import CacheMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False
 
-    def __init__(self, store: StateStore, index: int, at: Moving) -> None:
+    def __init__(self, store: CacheMemory, index: int, at: Moving) -> None:
         self._store = store
         self._index = index
         self._at = at
@@ -93,7 +93,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def cache_at(store: StateStore, at: Moving) -> Any:
+def cache_at(store: CacheMemory, at: Moving) -> Any:
     """A decoder's cache whose layers work at this place, wherever that is by then."""
     return Cache(layers=[_Layer(store, index, at) for index in range(store.layers)])
 

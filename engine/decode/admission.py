@@ -43,7 +43,7 @@ class RowLimit:
 
 
 @dataclass(kw_only=True)
-class Claim:
+class Reservation:
     """What a waiting prompt would take.
 
     Attributes:
@@ -65,11 +65,11 @@ class InFlight:
     widest: Extent = field(default_factory=lambda: Extent(0))
     held_bytes: int = 0
 
-    def joined_by(self, claim: Claim) -> InFlight:
+    def joined_by(self, reservation: Reservation) -> InFlight:
         return InFlight(
             rows=self.rows + 1,
-            widest=self.widest.over(claim.extent),
-            held_bytes=self.held_bytes + claim.held_bytes,
+            widest=self.widest.over(reservation.extent),
+            held_bytes=self.held_bytes + reservation.held_bytes,
         )
 
 
@@ -86,7 +86,9 @@ class Admission:
     budget: CacheBudget
     patience: int
 
-    def choose(self, waiting: Sequence[Claim], in_flight: InFlight, *, most_rows: int) -> list[int]:
+    def choose(
+        self, waiting: Sequence[Reservation], in_flight: InFlight, *, most_rows: int
+    ) -> list[int]:
         """Who is admitted now, as places in waiting; keeps count of who is passed over.
 
         Args:
@@ -96,13 +98,13 @@ class Admission:
         """
         chosen: list[int] = []
         for place in self._order(waiting):
-            claim = waiting[place]
-            joined = in_flight.joined_by(claim)
+            reservation = waiting[place]
+            joined = in_flight.joined_by(reservation)
             is_alone = joined.rows == 1
             if joined.rows <= most_rows and (is_alone or self._fits(joined)):
                 in_flight = joined
                 chosen.append(place)
-            elif joined.rows > most_rows or claim.passed_over >= self.patience:
+            elif joined.rows > most_rows or reservation.passed_over >= self.patience:
                 break
         self._count_passed_over(waiting, chosen)
         return chosen
@@ -110,7 +112,7 @@ class Admission:
     def _fits(self, in_flight: InFlight) -> bool:
         return self.budget.fits(in_flight.rows, in_flight.widest, in_flight.held_bytes)
 
-    def _order(self, waiting: Sequence[Claim]) -> list[int]:
+    def _order(self, waiting: Sequence[Reservation]) -> list[int]:
         """Those that have been passed over too often, by age; then by length."""
         return sorted(
             range(len(waiting)),
@@ -124,7 +126,7 @@ class Admission:
             ),
         )
 
-    def _count_passed_over(self, waiting: Sequence[Claim], chosen: Sequence[int]) -> None:
+    def _count_passed_over(self, waiting: Sequence[Reservation], chosen: Sequence[int]) -> None:
         admitted = set(chosen)
         later = 0
         for place in range(len(waiting) - 1, -1, -1):

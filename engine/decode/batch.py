@@ -19,26 +19,26 @@ from typing import Any
 import torch
 
 from engine.cache.budget import CacheBudget, CacheExtent, Extent
-from engine.cache.memory import StateStore
+from engine.cache.memory import CacheMemory
 from engine.cache.transformers_cache import NOWHERE, Moving, Place, cache_at, with_cross_states
 from engine.decode.forward import ForwardCalls
-from engine.decode.row import GeneratedRow
+from engine.decode.row import Row
 
 Forward = Callable[[], torch.Tensor]
 
 
-class AliveRows:
+class Batch:
     """Rows with their cache; `joining` rows come in with the step that is being run."""
 
     def __init__(
         self,
         calls: ForwardCalls,
-        own: StateStore,
-        cross: StateStore | None,
+        own: CacheMemory,
+        cross: CacheMemory | None,
         budget: CacheBudget,
         start_token: int,
     ) -> None:
-        self.rows: list[GeneratedRow] = []
+        self.rows: list[Row] = []
         self._calls = calls
         self._own = own
         self._cross = cross
@@ -46,7 +46,7 @@ class AliveRows:
         self._start_token = start_token
         self._edge = 0
         self._extent = CacheExtent()
-        self._joining: list[GeneratedRow] = []
+        self._joining: list[Row] = []
         # One for all decode passes; only the place that it works at changes.
         self._decoding = Moving(NOWHERE)
         self._reading = Moving(NOWHERE) if cross is not None else None
@@ -63,7 +63,7 @@ class AliveRows:
 
     def make_room(
         self,
-        joining: Sequence[GeneratedRow],
+        joining: Sequence[Row],
         *,
         reserved_rows: int,
         widest: Extent,
@@ -159,7 +159,7 @@ class AliveRows:
         self._joining = []
         self._edge += 1
 
-    def drop(self, is_leaving: Callable[[GeneratedRow], bool]) -> list[GeneratedRow]:
+    def drop(self, is_leaving: Callable[[Row], bool]) -> list[Row]:
         """Take out the rows of which that is true."""
         left = []
         for place in range(len(self.rows) - 1, -1, -1):
@@ -172,7 +172,7 @@ class AliveRows:
                 self.rows[place] = last
         return left
 
-    def clear(self) -> list[GeneratedRow]:
+    def clear(self) -> list[Row]:
         """Take all rows out, and give their memory back."""
         rows = [*self.rows, *self._joining]
         self.rows, self._joining = [], []
@@ -186,7 +186,7 @@ class AliveRows:
     def _width(self) -> int:
         return max((row.cached_tokens for row in self.rows), default=0)
 
-    def _copy(self, row: GeneratedRow, source: int, target: int) -> None:
+    def _copy(self, row: Row, source: int, target: int) -> None:
         self._own.copy_row(source, target, slice(self._edge - row.cached_tokens, self._edge))
         if self._cross is not None:
             self._cross.copy_row(source, target, slice(0, row.extent.source_tokens))

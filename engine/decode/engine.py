@@ -8,18 +8,18 @@ from transformers import GenerationConfig
 
 from engine.cache.budget import CacheBudget
 from engine.cache.format import CacheDtype, FloatFormat, cache_format
-from engine.cache.memory import StateStore, cache_shape_of
+from engine.cache.memory import CacheMemory, cache_shape_of
 from engine.decode.admission import Admission, RowLimit
-from engine.decode.batch import AliveRows
+from engine.decode.batch import Batch
 from engine.decode.forward import ForwardCalls
 from engine.decode.loop import DecodeLoop
 from engine.decode.out_of_memory import is_out_of_memory
 from engine.decode.prompts import PromptEncoder
 from engine.decode.special_tokens import special_tokens_of
 from engine.decode.waiting import RowMaker, WaitingPrompts
-from engine.decode.window import Window
+from engine.decode.window import WindowCounter
 from engine.device import free_unused_memory, plain_dtype
-from engine.interface import LoadedModel, MicroBatch, RequestFeed
+from engine.interface import ModelDescription, RequestFeed, Window
 from engine.layout.families import family_of
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
@@ -43,7 +43,7 @@ class ContinuousEngine:
     def __init__(
         self,
         loaded: Int8Model,
-        description: LoadedModel,
+        description: ModelDescription,
         *,
         limits: BatchLimits,
         cache_dtype: CacheDtype = "float",
@@ -95,7 +95,7 @@ class ContinuousEngine:
         self._running: DecodeLoop | None = None
 
     @property
-    def model(self) -> LoadedModel:
+    def model(self) -> ModelDescription:
         return self._model
 
     @property
@@ -108,9 +108,7 @@ class ContinuousEngine:
         """Of the KV cache, as allocated now."""
         return self._running.cache_bytes if self._running is not None else 0
 
-    def generate(
-        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
-    ) -> Iterator[MicroBatch]:
+    def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
         """Yield what is finished, window by window; see Engine."""
         if self._loaded is None:
             raise RuntimeError("the engine is closed")
@@ -153,9 +151,9 @@ class ContinuousEngine:
         free_unused_memory()
         return True
 
-    def _close_window(self, loop: DecodeLoop) -> MicroBatch:
+    def _close_window(self, loop: DecodeLoop) -> Window:
         closed = loop.window.close(self.row_capacity)
-        loop.window = Window(passes=loop.passes)
+        loop.window = WindowCounter(passes=loop.passes)
         return closed
 
     def _loop(self, loaded: Int8Model, feed: RequestFeed) -> DecodeLoop:
@@ -163,7 +161,7 @@ class ContinuousEngine:
             loaded.model, self._family, loaded.device, self._rows.special_tokens.pad
         )
         is_encoder_decoder = self._family.is_encoder_decoder
-        alive = AliveRows(
+        alive = Batch(
             calls,
             self._store(loaded),
             self._store(loaded) if is_encoder_decoder else None,
@@ -175,15 +173,15 @@ class ContinuousEngine:
             calls=calls,
             passes=loaded.passes,
             alive=alive,
-            waiting=WaitingPrompts(feed, self._encoder, self._rows.claim, look_ahead),
+            waiting=WaitingPrompts(feed, self._encoder, self._rows.reservation, look_ahead),
             rows=self._rows,
             feed=feed,
             limits=self._limits,
             row_limit=self._row_limit,
             admission=Admission(budget=self._budget, patience=PATIENCE * self._limits.rows),
-            window=Window(passes=loaded.passes),
+            window=WindowCounter(passes=loaded.passes),
             device=self._model.device,
         )
 
-    def _store(self, loaded: Int8Model) -> StateStore:
-        return StateStore(self._shape, self._format, loaded.device)
+    def _store(self, loaded: Int8Model) -> CacheMemory:
+        return CacheMemory(self._shape, self._format, loaded.device)

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from engine.cache.format import CacheDtype
 from engine.decode.engine import ContinuousEngine
 from engine.decode.static_engine import TransformersEngine
-from engine.interface import Engine, LoadedModel
+from engine.interface import Engine, ModelDescription
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
 
@@ -25,7 +25,7 @@ _PLACED_BY_DISTANCE = frozenset({"t5", "mt5", "umt5"})
 
 def make_engine(
     loaded: Int8Model,
-    description: LoadedModel,
+    description: ModelDescription,
     *,
     limits: BatchLimits,
     cache_dtype: CacheDtype = "float",

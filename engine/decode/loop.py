@@ -16,15 +16,15 @@ import torch
 
 from engine.cache.budget import Extent
 from engine.decode.admission import Admission, InFlight, RowLimit
-from engine.decode.batch import AliveRows, Forward
+from engine.decode.batch import Batch, Forward
 from engine.decode.choice import choose_tokens
 from engine.decode.forward import ForwardCalls
 from engine.decode.out_of_memory import out_of_memory
-from engine.decode.prefill import PartlyRead, passes_of
+from engine.decode.prefill import ChunkedPrompt, passes_of
 from engine.decode.prompts import EncodedPrompt
-from engine.decode.row import GeneratedRow, failed
+from engine.decode.row import Row, failed
 from engine.decode.waiting import RowMaker, Waiting, WaitingPrompts
-from engine.decode.window import Window
+from engine.decode.window import WindowCounter
 from engine.interface import RequestFeed
 from engine.plan.limits import BatchLimits
 from engine.weights.passes import WeightPasses
@@ -42,14 +42,14 @@ class _Prefill:
         tokens: That this makes.
     """
 
-    whole: Sequence[GeneratedRow]
+    whole: Sequence[Row]
     counts: Sequence[int]
-    parts: Sequence[PartlyRead]
-    ending: Sequence[PartlyRead]
+    parts: Sequence[ChunkedPrompt]
+    ending: Sequence[ChunkedPrompt]
     tokens: int
 
     @property
-    def joining(self) -> list[GeneratedRow]:
+    def joining(self) -> list[Row]:
         return [*self.whole, *(part.row for part in self.ending)]
 
 
@@ -73,17 +73,17 @@ class DecodeLoop:
 
     calls: ForwardCalls
     passes: WeightPasses
-    alive: AliveRows
+    alive: Batch
     waiting: WaitingPrompts
     rows: RowMaker
     feed: RequestFeed
     limits: BatchLimits
     row_limit: RowLimit
     admission: Admission
-    window: Window
+    window: WindowCounter
     device: str
-    _partly: list[PartlyRead] = field(default_factory=list)
-    _admitted: list[GeneratedRow] = field(default_factory=list)
+    _partly: list[ChunkedPrompt] = field(default_factory=list)
+    _admitted: list[Row] = field(default_factory=list)
     _encoding: list[Waiting] = field(default_factory=list)
     _have_rows_left: bool = True
 
@@ -135,11 +135,11 @@ class DecodeLoop:
         self.waiting.remove(each for each in self.waiting.prompts if each.prompt is prompt)
         self.window.results.append(failed(prompt, out_of_memory(prompt, self.device)))
 
-    def _in_flight(self) -> list[GeneratedRow]:
+    def _in_flight(self) -> list[Row]:
         return [*self.alive.rows, *(part.row for part in self._partly), *self._admitted]
 
     def _drop_unwanted(self) -> None:
-        def is_unwanted(row: GeneratedRow) -> bool:
+        def is_unwanted(row: Row) -> bool:
             return not self.feed.is_wanted(row.key)
 
         self._have_rows_left |= bool(self.alive.drop(is_unwanted))
@@ -191,7 +191,7 @@ class DecodeLoop:
             if each.states is not None or not self.rows.is_encoder_decoder
         ]
         places = self.admission.choose(
-            [each.claim for each in ready],
+            [each.reservation for each in ready],
             _taken_by(in_flight),
             most_rows=self.row_limit.rows,
         )
@@ -208,7 +208,7 @@ class DecodeLoop:
         whole = []
         for row in self._admitted:
             if len(row.decoder_tokens) > at_most:
-                self._partly.append(PartlyRead(row=row, cache=self.calls.own_cache()))
+                self._partly.append(ChunkedPrompt(row=row, cache=self.calls.own_cache()))
             else:
                 whole.append(row)
         lengths = [row.prefill_tokens for row in whole]
@@ -265,7 +265,7 @@ class DecodeLoop:
             first += count
         return forwards + [self._reading(part) for part in prefill.parts]
 
-    def _reading(self, part: PartlyRead) -> Forward:
+    def _reading(self, part: ChunkedPrompt) -> Forward:
         tokens = part.next_part(self.limits.prefill_tokens)
         return lambda: self.calls.prefill_part(tokens, part.read_tokens, part.cache)
 
@@ -286,12 +286,12 @@ class DecodeLoop:
             self.window.results += [self.rows.result(row) for row in finished]
 
 
-def _taken_by(rows: Sequence[GeneratedRow]) -> InFlight:
+def _taken_by(rows: Sequence[Row]) -> InFlight:
     return InFlight(
         rows=len(rows),
         widest=Extent(
             max((row.extent.tokens for row in rows), default=0),
             max((row.extent.source_tokens for row in rows), default=0),
         ),
-        held_bytes=sum(row.claim.held_bytes for row in rows),
+        held_bytes=sum(row.reservation.held_bytes for row in rows),
     )

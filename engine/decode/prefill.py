@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.decode.row import GeneratedRow
+from engine.decode.row import Row
 
 
 @dataclass(kw_only=True, eq=False)
-class PartlyRead:
+class ChunkedPrompt:
     """A row whose prompt is longer than one pass, with a cache of its own meanwhile."""
 
-    row: GeneratedRow
+    row: Row
     cache: Any
     read_tokens: int = 0
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.cache.budget import Extent
-from engine.decode.admission import Claim
+from engine.decode.admission import Reservation
 from engine.decode.choice import ChosenToken, TokenChoice
 from engine.decode.prompts import EncodedPrompt
 from engine.decode.stopping import RowProgress, cut_at_stop, decode_text
@@ -24,14 +24,14 @@ class RowTimes:
 
 
 @dataclass(kw_only=True, eq=False)
-class GeneratedRow:
+class Row:
     """A prompt that was admitted.
 
     Attributes:
         prompt: With its request.
         decoder_tokens: What its decoder reads first: the prompt, or for an
             encoder-decoder the start token.
-        claim: What it may come to take.
+        reservation: What it may come to take.
         progress: Its new tokens.
         choice: How they are chosen.
         eos: What ends it.
@@ -42,7 +42,7 @@ class GeneratedRow:
 
     prompt: EncodedPrompt
     decoder_tokens: tuple[int, ...]
-    claim: Claim
+    reservation: Reservation
     progress: RowProgress
     choice: TokenChoice
     eos: frozenset[int]
@@ -58,7 +58,7 @@ class GeneratedRow:
     @property
     def extent(self) -> Extent:
         """At its longest, in the cache."""
-        return self.claim.extent
+        return self.reservation.extent
 
     @property
     def prefill_tokens(self) -> int:

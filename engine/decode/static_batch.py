@@ -20,7 +20,7 @@ from engine.decode.stopping import (
     cut_at_stop,
     decode_text,
 )
-from engine.interface import GenerationResult, MicroBatch
+from engine.interface import GenerationResult, Window
 from engine.layout.families import Family
 from engine.quiet import quiet_libraries
 
@@ -48,7 +48,7 @@ class BatchGenerator:
 
     def generate(
         self, prompts: Sequence[EncodedPrompt], *, should_stop: Callable[[], bool]
-    ) -> tuple[MicroBatch, bool]:
+    ) -> tuple[Window, bool]:
         """Generate every row to its end, or until should_stop().
 
         Returns:
@@ -129,13 +129,13 @@ class BatchGenerator:
 
     def _micro_batch(
         self, prompts: Sequence[EncodedPrompt], rows: Sequence[RowProgress], clock: _Clock
-    ) -> MicroBatch:
+    ) -> Window:
         results = tuple(
             self._result(prompt, row, clock)
             for prompt, row in zip(prompts, rows, strict=True)
             if row.finish_reason is not None
         )
-        return MicroBatch(
+        return Window(
             results=results,
             rows=len(prompts),
             prompt_tokens=sum(result.prompt_tokens for result in results),

@@ -18,9 +18,9 @@ from engine.device import free_unused_memory
 from engine.interface import (
     GenerationRequest,
     GenerationResult,
-    LoadedModel,
-    MicroBatch,
+    ModelDescription,
     RequestFeed,
+    Window,
 )
 from engine.layout.families import family_of
 from engine.model.loaded import Int8Model
@@ -42,7 +42,7 @@ class TransformersEngine:
     def __init__(
         self,
         loaded: Int8Model,
-        description: LoadedModel,
+        description: ModelDescription,
         *,
         micro_batch_rows: int = DEFAULT_MICRO_BATCH_ROWS,
         run_model: RunModel | None = None,
@@ -77,7 +77,7 @@ class TransformersEngine:
         )
 
     @property
-    def model(self) -> LoadedModel:
+    def model(self) -> ModelDescription:
         return self._model
 
     @property
@@ -85,9 +85,7 @@ class TransformersEngine:
         """The size of the next micro-batch."""
         return self._rows
 
-    def generate(
-        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
-    ) -> Iterator[MicroBatch]:
+    def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
         """Yield each micro-batch as soon as its rows are finished; see Engine."""
         while requests := feed.take(REQUESTS_AT_ONCE):
             was_interrupted = yield from self._generate(requests, should_stop)
@@ -96,7 +94,7 @@ class TransformersEngine:
 
     def _generate(
         self, requests: Sequence[GenerationRequest], should_stop: Callable[[], bool]
-    ) -> Generator[MicroBatch, None, bool]:
+    ) -> Generator[Window, None, bool]:
         """The same for some requests; whether should_stop() ended it."""
         prompts, refused = self._encode(requests)
         if refused:
@@ -120,7 +118,7 @@ class TransformersEngine:
 
     def _encode(
         self, requests: Sequence[GenerationRequest]
-    ) -> tuple[list[EncodedPrompt], MicroBatch | None]:
+    ) -> tuple[list[EncodedPrompt], Window | None]:
         """The prompts that can be run, and the others' errors as one batch of no rows."""
         prompts, refused = [], []
         for request in requests:
@@ -132,7 +130,7 @@ class TransformersEngine:
 
     def _run_next(
         self, waiting: deque[EncodedPrompt], should_stop: Callable[[], bool]
-    ) -> tuple[MicroBatch, bool]:
+    ) -> tuple[Window, bool]:
         """Run the next micro-batch, in halves if memory runs out.
 
         A row that fails even alone says nothing about the others, so the size
@@ -161,7 +159,7 @@ class TransformersEngine:
 
     def _attempt(
         self, batch: Sequence[EncodedPrompt], should_stop: Callable[[], bool]
-    ) -> tuple[MicroBatch, bool] | None:
+    ) -> tuple[Window, bool] | None:
         """The batch's outcome, or None if memory ran out."""
         if self._batches is None:
             raise RuntimeError("the engine is closed")
@@ -175,8 +173,8 @@ class TransformersEngine:
         return None
 
 
-def _errors_only(results: Sequence[GenerationResult], *, rows: int) -> MicroBatch:
-    return MicroBatch(
+def _errors_only(results: Sequence[GenerationResult], *, rows: int) -> Window:
+    return Window(
         results=tuple(results),
         rows=rows,
         prompt_tokens=sum(result.prompt_tokens for result in results),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.cache.budget import Extent
-from engine.decode.admission import Claim
+from engine.decode.admission import Reservation
 from engine.decode.choice import TokenChoice
 from engine.decode.prompts import EncodedPrompt, PromptEncoder, RefusedPromptError
-from engine.decode.row import GeneratedRow, RowTimes, failed_request
+from engine.decode.row import Row, RowTimes, failed_request
 from engine.decode.special_tokens import SpecialTokens
 from engine.decode.stopping import RowProgress, StopStringWatch
 from engine.interface import GenerationResult, RequestFeed
@@ -23,13 +23,13 @@ class Waiting:
 
     Attributes:
         prompt: Its tokens.
-        claim: What its row would take.
+        reservation: What its row would take.
         times: So far.
         states: For an encoder-decoder the encoder's output [S, W], once there.
     """
 
     prompt: EncodedPrompt
-    claim: Claim
+    reservation: Reservation
     times: RowTimes
     states: Any = None
 
@@ -41,13 +41,13 @@ class WaitingPrompts:
         self,
         feed: RequestFeed,
         encoder: PromptEncoder,
-        claim_of: Callable[[EncodedPrompt], Claim],
+        reservation_of: Callable[[EncodedPrompt], Reservation],
         look_ahead: int,
     ) -> None:
         self.prompts: list[Waiting] = []
         self._feed = feed
         self._encoder = encoder
-        self._claim_of = claim_of
+        self._reservation_of = reservation_of
         self._look_ahead = look_ahead
         self._may_have_more = True
 
@@ -90,7 +90,7 @@ class WaitingPrompts:
         ]
 
     def _append(self, prompt: EncodedPrompt, times: RowTimes, place: int | None = None) -> None:
-        waiting = Waiting(prompt=prompt, claim=self._claim_of(prompt), times=times)
+        waiting = Waiting(prompt=prompt, reservation=self._reservation_of(prompt), times=times)
         self.prompts.insert(len(self.prompts) if place is None else place, waiting)
 
 
@@ -118,27 +118,27 @@ class RowMaker:
         start = self.special_tokens.decoder_start
         return self.special_tokens.pad if start is None else start
 
-    def claim(self, prompt: EncodedPrompt) -> Claim:
+    def reservation(self, prompt: EncodedPrompt) -> Reservation:
         """What the prompt's row takes at its longest."""
         tokens = len(prompt.token_ids)
         if self.is_encoder_decoder:
-            return Claim(extent=Extent(1 + prompt.max_new_tokens, tokens))
-        return Claim(
+            return Reservation(extent=Extent(1 + prompt.max_new_tokens, tokens))
+        return Reservation(
             extent=Extent(tokens + prompt.max_new_tokens),
             held_bytes=tokens * self.part_token_bytes if tokens > self.part_tokens else 0,
         )
 
-    def row(self, waiting: Waiting) -> GeneratedRow:
+    def row(self, waiting: Waiting) -> Row:
         """A row without tokens yet."""
         prompt = waiting.prompt
         parameters = prompt.request.parameters
         stated = parameters.eos_token_ids
         eos = frozenset(self.special_tokens.eos if stated is None else stated)
         start = (self.start_token,) if self.is_encoder_decoder else prompt.token_ids
-        return GeneratedRow(
+        return Row(
             prompt=prompt,
             decoder_tokens=start,
-            claim=waiting.claim,
+            reservation=waiting.reservation,
             progress=RowProgress(
                 max_new_tokens=prompt.max_new_tokens,
                 watch=StopStringWatch(self.tokenizer, parameters.stop),
@@ -149,5 +149,5 @@ class RowMaker:
             states=waiting.states,
         )
 
-    def result(self, row: GeneratedRow) -> GenerationResult:
+    def result(self, row: Row) -> GenerationResult:
         return row.result(self.tokenizer)

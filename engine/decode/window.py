@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from engine.interface import GenerationResult, MicroBatch
+from engine.interface import GenerationResult, Window
 from engine.weights.passes import StreamTotals, WeightPasses
 
 # Results are told of at least this often, if there are any.
@@ -13,7 +13,7 @@ WINDOW_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
-class Window:
+class WindowCounter:
     """Counts from one micro-batch to the next."""
 
     passes: WeightPasses
@@ -56,10 +56,10 @@ class Window:
         self._decode_seconds += seconds * (1 - prompt_share)
         self._model_seconds += model_seconds
 
-    def close(self, row_capacity: int) -> MicroBatch:
+    def close(self, row_capacity: int) -> Window:
         """The micro-batch of this window."""
         streamed = self.passes.totals.since(self._streamed)
-        return MicroBatch(
+        return Window(
             results=tuple(self.results),
             rows=self._rows,
             prompt_tokens=sum(result.prompt_tokens for result in self.results),

@@ -23,7 +23,7 @@ from engine.model.build import (
 from engine.model.embeddings import HostEmbedding, ReadLines, lines_in_ram, lines_on_disk
 from engine.model.loaded import Int8Model
 from engine.plan.on_this_machine import DEFAULT_DISK_READERS
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.plan.residency import SLOTS, STAGING_BUFFERS
 from engine.store.contents import ENGINE_ONLY
 from engine.store.header import TensorPlace
@@ -76,7 +76,7 @@ class PlacedModel:
 
 def place_model(
     opened: OpenedStore,
-    homes: Mapping[str, Home],
+    placement: Mapping[str, Tier],
     *,
     mode: ComputeMode,
     on_progress: Callable[[LoadProgress], None],
@@ -84,11 +84,11 @@ def place_model(
     slot_count: int = SLOTS,
     disk_readers: int = DEFAULT_DISK_READERS,
 ) -> PlacedModel:
-    """Load every block to its home and build the model around them.
+    """Load every block to its tier and build the model around them.
 
     Args:
         opened: The store.
-        homes: For each block, in the order of execution. What both phases use
+        placement: For each block, in the order of execution. What both phases use
             and what stands around the blocks has to be resident.
         mode: How int8 linears multiply.
         on_progress: See load_store.
@@ -105,7 +105,7 @@ def place_model(
         loaded = cleanup.enter_context(
             load_store(
                 opened.store,
-                homes,
+                placement,
                 opened.device,
                 on_progress=on_progress,
                 should_stop=should_stop,
@@ -161,7 +161,7 @@ class _Builder:
         phases: dict[str, list[BlockLayout]] = {"encoder": [], "decoder": []}
         for block in self._stored.layout.blocks:
             placed = self._loaded.blocks[block.name]
-            if placed.home == "resident":
+            if placed.tier == "resident":
                 assign(self._model, block.tensors, placed.tensors)
             elif block.is_lookup and not self._model.config.is_encoder_decoder:
                 self._keep_on_host(block, placed)
@@ -181,7 +181,7 @@ class _Builder:
             block
             for block in self._stored.layout.blocks
             if block.kind == "embedding"
-            and self._loaded.blocks[block.name].home != "resident"
+            and self._loaded.blocks[block.name].tier != "resident"
             and set(self._stored.ties.values()) & {t.model_name for t in block.tensors}
         ]
 
@@ -219,7 +219,7 @@ class _Builder:
 
     def _staging(self, streamed: Sequence[BlockLayout]) -> tuple[torch.Tensor, ...]:
         placed = [self._loaded.blocks[block.name] for block in streamed]
-        sizes = [block.stored.buffer_bytes for block in placed if block.home == "disk"]
+        sizes = [block.stored.buffer_bytes for block in placed if block.tier == "disk"]
         if self._device.type != "cuda" or not sizes:
             return ()
         return tuple(
@@ -265,7 +265,7 @@ class _Builder:
 
 
 def _line_reader(block: LoadedBlock, name: str) -> ReadLines:
-    if block.home == "ram":
+    if block.tier == "ram":
         return lines_in_ram(block.tensors[name])
     return lines_on_disk(*_place_of(block, name))
 

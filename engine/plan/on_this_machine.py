@@ -49,7 +49,7 @@ class PlacementOptions:
     workload: Workload = DEFAULT_WORKLOAD
 
 
-def plan_store(opened: OpenedStore, options: PlacementOptions) -> Plan:
+def plan_on_this_machine(opened: OpenedStore, options: PlacementOptions) -> Plan:
     """Plan a store for this machine.
 
     Raises:

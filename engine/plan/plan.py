@@ -11,7 +11,7 @@ from engine.plan.demands import BlockDemand, ModelDemands, Workload
 from engine.plan.rates import GIB, Throughputs
 
 # On a CPU box "resident" means in RAM for good, and "disk" read into a RAM slot each pass.
-Home = Literal["resident", "ram", "disk"]
+Tier = Literal["resident", "ram", "disk"]
 
 
 Resource = Literal["GPU memory", "CPU memory", "disk space"]
@@ -42,10 +42,10 @@ class Budgets:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedBlock:
-    """A block and its home."""
+    """A block and its tier."""
 
     block: BlockDemand
-    home: Home
+    tier: Tier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class MemoryUse:
         workspace_bytes: Activations, logits and one matrix made float.
         ram_bytes: Streamed weights in pinned RAM.
         staging_bytes: Pinned buffers that disk reads land in.
-        store_bytes: On disk: every block, wherever its home is.
+        store_bytes: On disk: every block, wherever its tier is.
     """
 
     resident_bytes: int
@@ -133,13 +133,13 @@ class Plan:
         return self.prediction.step.limit
 
     @property
-    def homes(self) -> dict[str, Home]:
-        """Each block's home by its name, in execution order."""
-        return {placed.block.name: placed.home for placed in self.blocks}
+    def placement(self) -> dict[str, Tier]:
+        """Each block's tier by its name, in execution order."""
+        return {placed.block.name: placed.tier for placed in self.blocks}
 
-    def blocks_at(self, home: Home) -> tuple[BlockDemand, ...]:
+    def blocks_at(self, tier: Tier) -> tuple[BlockDemand, ...]:
         """The blocks that live there."""
-        return tuple(placed.block for placed in self.blocks if placed.home == home)
+        return tuple(placed.block for placed in self.blocks if placed.tier == tier)
 
 
 class CannotRunError(Exception):

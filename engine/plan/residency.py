@@ -1,4 +1,4 @@
-"""The ways to keep a part of a model's blocks on the device, and to house the rest.
+"""The ways to keep a part of a model's blocks on the device, and to place the rest.
 
 They depend on the model alone and never on a budget. So a larger budget only
 adds ways that fit, which is why more memory never makes a plan slower.
@@ -175,7 +175,7 @@ def residencies(model: ModelDemands) -> Iterator[Residency]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Housing:
+class HostPlacement:
     """Where the streamed blocks of both phases are."""
 
     encode: HostSplit
@@ -191,8 +191,10 @@ class Housing:
         return self.encode.in_ram | self.decode.in_ram
 
 
-def housings(residency: Residency, ram_bytes: int, *, reads_into_slots: bool) -> Iterator[Housing]:
-    """The ways to house the streamed blocks that fit the RAM and leave the disk least to do.
+def host_placements(
+    residency: Residency, ram_bytes: int, *, reads_into_slots: bool
+) -> Iterator[HostPlacement]:
+    """The ways to place the streamed blocks that fit the RAM and leave the disk least to do.
 
     Args:
         residency: What is streamed.
@@ -202,7 +204,7 @@ def housings(residency: Residency, ram_bytes: int, *, reads_into_slots: bool) ->
     """
     encode, decode = residency.encode.host_splits, residency.decode.host_splits
     if residency.streamed_bytes <= ram_bytes:
-        yield Housing(encode=encode[-1], decode=decode[-1], staging_bytes=0)
+        yield HostPlacement(encode=encode[-1], decode=decode[-1], staging_bytes=0)
         return
     staging_bytes = 0 if reads_into_slots else residency.staging_bytes
     left = ram_bytes - staging_bytes
@@ -210,4 +212,6 @@ def housings(residency: Residency, ram_bytes: int, *, reads_into_slots: bool) ->
     for split in decode:
         fitting = bisect_right(sizes, left - split.ram_bytes)
         if fitting:
-            yield Housing(encode=encode[fitting - 1], decode=split, staging_bytes=staging_bytes)
+            yield HostPlacement(
+                encode=encode[fitting - 1], decode=split, staging_bytes=staging_bytes
+            )

@@ -17,15 +17,15 @@ from engine.plan.demands import BlockDemand, ModelDemands, Workload
 from engine.plan.plan import (
     Budgets,
     CannotRunError,
-    Home,
     MemoryUse,
     PlacedBlock,
     Plan,
     Prediction,
     Resource,
+    Tier,
 )
 from engine.plan.rates import Throughputs
-from engine.plan.residency import Housing, Residency, housings, residencies
+from engine.plan.residency import HostPlacement, Residency, host_placements, residencies
 
 
 def make_plan(
@@ -60,7 +60,7 @@ class _Choice:
     table: BatchTable
     rows: int
     residency: Residency
-    housing: Housing
+    host_placement: HostPlacement
 
     @cached_property
     def speed(self) -> BatchSpeed:
@@ -68,11 +68,11 @@ class _Choice:
             self.rows,
             Traffic(
                 link_bytes=self.residency.encode.link_bytes,
-                disk_bytes=self.housing.encode.disk_bytes,
+                disk_bytes=self.host_placement.encode.disk_bytes,
             ),
             Traffic(
                 link_bytes=self.residency.decode.link_bytes,
-                disk_bytes=self.housing.decode.disk_bytes,
+                disk_bytes=self.host_placement.decode.disk_bytes,
             ),
         )
 
@@ -87,7 +87,7 @@ class _Choice:
 
     def plan(self, budgets: Budgets) -> Plan:
         table = self.table
-        blocks = tuple(PlacedBlock(block=b, home=self._home(b)) for b in table.model.blocks)
+        blocks = tuple(PlacedBlock(block=b, tier=self._tier(b)) for b in table.model.blocks)
         at_most = self.rows == table.workload.shard_rows
         return Plan(
             model=table.model,
@@ -108,11 +108,11 @@ class _Choice:
             rows_limit="rows in a shard" if at_most else budgets.device_memory,
         )
 
-    def _home(self, block: BlockDemand) -> Home:
+    def _tier(self, block: BlockDemand) -> Tier:
         streamed = self.residency.streamed_names
         if block.name not in streamed:
             return "resident"
-        return "ram" if block.name in self.housing.in_ram else "disk"
+        return "ram" if block.name in self.host_placement.in_ram else "disk"
 
     def _memory(self) -> MemoryUse:
         batch = self.table.memory(self.rows)
@@ -122,8 +122,8 @@ class _Choice:
             kv_bytes=batch.kv_bytes,
             encoder_state_bytes=batch.encoder_state_bytes,
             workspace_bytes=batch.workspace_bytes,
-            ram_bytes=self.housing.ram_bytes,
-            staging_bytes=self.housing.staging_bytes,
+            ram_bytes=self.host_placement.ram_bytes,
+            staging_bytes=self.host_placement.staging_bytes,
             store_bytes=self.table.model.store_bytes,
         )
 
@@ -143,15 +143,17 @@ def _best_choice(
             rows = table.most_rows(budgets.device_bytes - residency.device_bytes)
             if not rows or (best and _ceiling(table, rows, residency) < best.merit[0]):
                 continue
-            for housing in housings(residency, budgets.ram_tier_bytes, reads_into_slots=on_cpu):
-                choice = _Choice(table, rows, residency, housing)
+            for host_placement in host_placements(
+                residency, budgets.ram_tier_bytes, reads_into_slots=on_cpu
+            ):
+                choice = _Choice(table, rows, residency, host_placement)
                 if best is None or choice.merit > best.merit:
                     best = choice
     return best
 
 
 def _ceiling(table: BatchTable, rows: int, residency: Residency) -> float:
-    """Tokens a second if nothing had to come from disk, to spare the search of housings."""
+    """Tokens a second if nothing had to come from disk, to spare the search of host placements."""
     return table.speed(
         rows,
         Traffic(link_bytes=residency.encode.link_bytes),
@@ -160,9 +162,9 @@ def _ceiling(table: BatchTable, rows: int, residency: Residency) -> float:
 
 
 def _load_seconds(blocks: Sequence[PlacedBlock], throughputs: Throughputs) -> float:
-    """Disk reads of what has another home, while resident blocks are copied on."""
-    read = sum(each.block.weight_bytes for each in blocks if each.home != "disk")
-    copied = sum(each.block.weight_bytes for each in blocks if each.home == "resident")
+    """Disk reads of what has another tier, while resident blocks are copied on."""
+    read = sum(each.block.weight_bytes for each in blocks if each.tier != "disk")
+    copied = sum(each.block.weight_bytes for each in blocks if each.tier == "resident")
     return max(read / throughputs.disk_bytes_per_second, copied / throughputs.link_bytes_per_second)
 
 

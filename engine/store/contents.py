@@ -51,7 +51,7 @@ class StoreFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorePlan:
+class StoreContents:
     """What to write and where it comes from.
 
     Attributes:
@@ -71,9 +71,9 @@ class StorePlan:
         return sum(file.bytes for file in self.files)
 
 
-def plan_store(
+def contents_of(
     checkpoint: Checkpoint, tensors: CheckpointTensors, *, dtype: torch.dtype | None = None
-) -> StorePlan:
+) -> StoreContents:
     """Plan a store; nothing but headers is read, and tied weights to compare them.
 
     Args:
@@ -106,7 +106,7 @@ def plan_store(
     transposed = frozenset(
         f"{name}.weight" for name, linear in int8_linears(engine) if linear.source_cls is Conv1D
     )
-    plan = StorePlan(
+    plan = StoreContents(
         files=_files(plain_layout, engine_layout),
         load_dtype=load_dtype,
         source_names=sources,
@@ -205,7 +205,7 @@ def aligned(tensors: Iterable[TensorLayout]) -> tuple[TensorLayout, ...]:
 
 
 def _refuse_incomplete(
-    checkpoint: Checkpoint, plan: StorePlan, tensors: CheckpointTensors, computed: Set[str]
+    checkpoint: Checkpoint, plan: StoreContents, tensors: CheckpointTensors, computed: Set[str]
 ) -> None:
     weights = [t for file in plan.files for t in file.tensors if t.role in ("int8", "plain")]
     missing = [t.name for t in weights if t.model_name not in plan.source_names]
@@ -223,7 +223,7 @@ def _refuse_incomplete(
             )
 
 
-def _fits(tensor: TensorLayout, plan: StorePlan, tensors: CheckpointTensors) -> bool:
+def _fits(tensor: TensorLayout, plan: StoreContents, tensors: CheckpointTensors) -> bool:
     shape = tuple(tensors.tensor(plan.source_names[tensor.model_name]).shape)
     if tensor.model_name in plan.transposed:
         shape = shape[::-1]

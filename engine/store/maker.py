@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.checkpoint.folder import Checkpoint
 from engine.interface import LoadProgress, ModelLoadError
-from engine.store.contents import StoreFile, StorePlan
+from engine.store.contents import StoreContents, StoreFile
 from engine.store.manifest import (
     MANIFEST,
     StoreManifest,
@@ -36,7 +36,7 @@ class StoreMaker:
         self,
         folder: Path,
         origin: StoreOrigin,
-        plan: StorePlan,
+        plan: StoreContents,
         on_progress: Callable[[LoadProgress], None],
         should_stop: Callable[[], bool],
     ) -> None:

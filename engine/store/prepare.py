@@ -21,7 +21,7 @@ from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError, ModelSource
 from engine.store.checksum import sha256_of
-from engine.store.contents import plan_store
+from engine.store.contents import contents_of
 from engine.store.lock import store_lock
 from engine.store.maker import StoreMaker
 from engine.store.manifest import (
@@ -124,7 +124,7 @@ def store_of_checkpoint(
             if store := find_store(folder, origin):  # made by whom we waited for
                 return store
             tensors = CheckpointTensors(checkpoint.weight_files)
-            plan = plan_store(checkpoint, tensors, dtype=dtype)
+            plan = contents_of(checkpoint, tensors, dtype=dtype)
             stream = TensorStream(plan=plan, tensors=tensors, device=device)
             maker = StoreMaker(making, origin, plan, on_progress, should_stop)
             shutil.rmtree(folder, ignore_errors=True)  # of another origin, or not whole

@@ -17,7 +17,7 @@ from engine.interface import LoadInterruptedError
 from engine.layout.blocks import TensorLayout
 from engine.layout.skeleton import int8_settings
 from engine.store.checksum import total_of, word_sum
-from engine.store.contents import StoreFile, StorePlan
+from engine.store.contents import StoreContents, StoreFile
 from engine.store.header import safetensors_header
 from engine.store.manifest import MANIFEST, WrittenFile
 
@@ -29,7 +29,7 @@ _ROW_FORMAT = torch.zeros(1, dtype=torch.uint8)
 class TensorStream:
     """The bytes of a store's tensors, made from the checkpoint's as they are asked for."""
 
-    plan: StorePlan
+    plan: StoreContents
     tensors: CheckpointTensors
     device: torch.device
     # Of the weights already quantised, until they are written.
@@ -119,7 +119,7 @@ INDEX = "model.safetensors.index.json"
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
-def companion_files(source: Path, plan: StorePlan) -> dict[str, bytes]:
+def companion_files(source: Path, plan: StoreContents) -> dict[str, bytes]:
     """Name and contents of everything but the tensors."""
     files = {
         path.name: path.read_bytes()
@@ -145,7 +145,7 @@ def _config(source: Path, dtype: torch.dtype) -> bytes:
     return _json_bytes(config)
 
 
-def _index(plan: StorePlan) -> bytes:
+def _index(plan: StoreContents) -> bytes:
     """Which file holds which tensor, for plain transformers."""
     files = [file for file in plan.files if file.read_by_transformers]
     return _json_bytes(

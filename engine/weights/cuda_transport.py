@@ -75,7 +75,7 @@ class CudaTransport:
 
     def expect(self, order: Sequence[LoadedBlock]) -> None:
         """Begin to read the first blocks of the order that are on disk."""
-        self._copier.submit(self._expect, [b for b in order if b.home == "disk"]).result()
+        self._copier.submit(self._expect, [b for b in order if b.tier == "disk"]).result()
 
     def start(self, slot: Slot, block: LoadedBlock) -> None:
         """Copy a block as soon as the slot's last one is computed with."""

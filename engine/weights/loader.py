@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.store.prepare import Int8Store
 from engine.store.read import PIECE_BYTES, Segment, StoredBlock, block_names, open_block
 from engine.weights.buffers import host_buffer
@@ -28,14 +28,14 @@ class LoadedBlock:
     """A block where it lives.
 
     Attributes:
-        home: Where that is.
+        tier: Where that is.
         stored: Its files, open: where every tensor is in a flat buffer.
         flat: uint8 [stored.buffer_bytes], on the device or in RAM; None on
             disk, and for what is resident on a CPU, which is the mapped file.
         tensors: By the names in the file, as views; empty on disk.
     """
 
-    home: Home
+    tier: Tier
     stored: StoredBlock
     flat: torch.Tensor | None = None
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class LoadedBlock:
     @property
     def bytes(self) -> int:
         """Allocated for it, or mapped."""
-        if self.home == "disk":
+        if self.tier == "disk":
             return 0
         return self.stored.bytes if self.flat is None else self.flat.numel()
 
@@ -59,9 +59,9 @@ class LoadedStore:
     blocks: dict[str, LoadedBlock]
     _cleanup: ExitStack
 
-    def bytes_at(self, home: Home) -> int:
+    def bytes_at(self, tier: Tier) -> int:
         """Allocated or mapped in one tier; none on disk."""
-        return sum(block.bytes for block in self.blocks.values() if block.home == home)
+        return sum(block.bytes for block in self.blocks.values() if block.tier == tier)
 
     def close(self) -> None:
         """Close files, unregister and free buffers; memory goes with the last view of it."""
@@ -77,17 +77,17 @@ class LoadedStore:
 
 def load_store(
     store: Int8Store,
-    homes: Mapping[str, Home],
+    placement: Mapping[str, Tier],
     device: torch.device,
     *,
     on_progress: Callable[[LoadProgress], None],
     should_stop: Callable[[], bool],
 ) -> LoadedStore:
-    """Load every block of a store to its home.
+    """Load every block of a store to its tier.
 
     Args:
         store: Complete.
-        homes: For each block, in the order of execution.
+        placement: For each block, in the order of execution.
         device: Where resident blocks are.
         on_progress: Told stage "load" in bytes of what is resident or in RAM.
         should_stop: Asked after every few MiB.
@@ -97,15 +97,15 @@ def load_store(
             missing or damaged, or there is not enough memory.
         LoadInterruptedError: should_stop() turned true; everything is freed.
     """
-    _refuse_other_blocks(store, homes)
+    _refuse_other_blocks(store, placement)
     cleanup = ExitStack()
     try:
-        stored = [open_block(store.folder, name, store.manifest, cleanup) for name in homes]
-        total = sum(block.bytes for block in stored if homes[block.name] != "disk")
+        stored = [open_block(store.folder, name, store.manifest, cleanup) for name in placement]
+        total = sum(block.bytes for block in stored if placement[block.name] != "disk")
         progress = _Progress(total, on_progress, should_stop)
         with ExitStack() as only_while_loading:
             reader = _Reader(device, progress, cleanup, only_while_loading)
-            blocks = {block.name: _load(block, homes[block.name], reader) for block in stored}
+            blocks = {block.name: _load(block, placement[block.name], reader) for block in stored}
             reader.finish()
     except BaseException:
         cleanup.close()
@@ -113,13 +113,13 @@ def load_store(
     return LoadedStore(blocks=blocks, _cleanup=cleanup)
 
 
-def _load(block: StoredBlock, home: Home, reader: _Reader) -> LoadedBlock:
-    if home == "disk":
-        return LoadedBlock(home=home, stored=block)
-    if home == "resident" and not reader.is_cuda:
-        return LoadedBlock(home=home, stored=block, tensors=reader.mapped(block))
-    flat = reader.to_ram(block) if home == "ram" else reader.to_gpu(block)
-    return LoadedBlock(home=home, stored=block, flat=flat, tensors=block.views(flat))
+def _load(block: StoredBlock, tier: Tier, reader: _Reader) -> LoadedBlock:
+    if tier == "disk":
+        return LoadedBlock(tier=tier, stored=block)
+    if tier == "resident" and not reader.is_cuda:
+        return LoadedBlock(tier=tier, stored=block, tensors=reader.mapped(block))
+    flat = reader.to_ram(block) if tier == "ram" else reader.to_gpu(block)
+    return LoadedBlock(tier=tier, stored=block, flat=flat, tensors=block.views(flat))
 
 
 @contextmanager
@@ -265,8 +265,8 @@ def _mapped(segment: Segment) -> torch.Tensor:
     )
 
 
-def _refuse_other_blocks(store: Int8Store, homes: Mapping[str, Home]) -> None:
-    differing = sorted(block_names(store.manifest) ^ set(homes))
+def _refuse_other_blocks(store: Int8Store, placement: Mapping[str, Tier]) -> None:
+    differing = sorted(block_names(store.manifest) ^ set(placement))
     if differing:
         raise ModelLoadError(
             f"the placement is not one of {store.folder}: {differing[0]} is only in one of them; "

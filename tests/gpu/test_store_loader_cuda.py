@@ -12,11 +12,11 @@ from engine.layout.blocks import layout_of
 from engine.weights.loader import load_store
 from tests.placements import (
     PLACEMENTS,
-    bytes_by_home,
+    bytes_by_tier,
     differing,
-    homes_of,
     tensors_by_safetensors,
     tensors_wherever,
+    tiers_of,
 )
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
@@ -34,17 +34,17 @@ def test_every_block_is_at_home(alias: str, placement: str, tmp_path: Path) -> N
     folder = checkpoint_folder(alias, tmp_path)
     layout = layout_of(AutoConfig.from_pretrained(folder), dtype=torch.float16)
     store = prepare(folder, tmp_path / "stores", device=cuda, dtype=torch.float16)
-    homes = homes_of(layout, placement)
+    tiers = tiers_of(layout, placement)
 
-    with load_store(store, homes, cuda, on_progress=ignore, should_stop=never) as loaded:
-        for home, expected in bytes_by_home(layout, homes).items():
-            assert loaded.bytes_at(home) == pytest.approx(expected, rel=0.02)
+    with load_store(store, tiers, cuda, on_progress=ignore, should_stop=never) as loaded:
+        for tier, expected in bytes_by_tier(layout, tiers).items():
+            assert loaded.bytes_at(tier) == pytest.approx(expected, rel=0.02)
         for block in loaded.blocks.values():
             theirs = tensors_by_safetensors(block.stored)
             assert differing(tensors_wherever(block), theirs) == []
             if block.flat is not None:
-                assert block.flat.is_cuda == (block.home == "resident")
-                assert block.flat.is_pinned() == (block.home == "ram")
+                assert block.flat.is_cuda == (block.tier == "resident")
+                assert block.flat.is_pinned() == (block.tier == "ram")
 
 
 def test_pinned_memory_is_let_go(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_pinned_memory_is_let_go(tmp_path: Path) -> None:
     folder = checkpoint_folder("tiny-bloom", tmp_path)
     layout = layout_of(AutoConfig.from_pretrained(folder), dtype=torch.float16)
     store = prepare(folder, tmp_path / "stores", device=cuda, dtype=torch.float16)
-    homes = homes_of(layout, "all-in-ram")
-    loaded = load_store(store, homes, cuda, on_progress=ignore, should_stop=never)
+    tiers = tiers_of(layout, "all-in-ram")
+    loaded = load_store(store, tiers, cuda, on_progress=ignore, should_stop=never)
     buffers = [block.flat for block in loaded.blocks.values() if block.flat is not None]
 
     loaded.close()

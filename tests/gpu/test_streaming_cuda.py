@@ -17,12 +17,12 @@ from engine.plan.search import make_plan
 from engine.store.opened import OpenedStore
 from engine.store.prepare import Int8Store
 from engine.weights import buffers as host_buffer
-from tests.placements import PLACEMENTS, bytes_by_home
+from tests.placements import PLACEMENTS, bytes_by_tier
 from tests.streamed_models import (
     PROMPTS,
     PlainTokens,
     StreamedModels,
-    at_homes,
+    at_tiers,
     placement_of,
     tokens_of,
 )
@@ -88,10 +88,10 @@ def test_each_tier_holds_the_bytes_of_its_blocks(
     alias: str, placement: str, stores: dict[str, Int8Store]
 ) -> None:
     source = ON_CUDA.opened(stores[alias])
-    homes = placement_of(source, placement)
-    with at_homes(source, homes) as model:
-        for home, expected in bytes_by_home(source.stored.layout, homes).items():
-            assert model.loaded.bytes_at(home) == pytest.approx(expected, rel=0.02)
+    tiers = placement_of(source, placement)
+    with at_tiers(source, tiers) as model:
+        for tier, expected in bytes_by_tier(source.stored.layout, tiers).items():
+            assert model.loaded.bytes_at(tier) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("has_ram", [True, False])
@@ -102,7 +102,7 @@ def test_memory_is_what_the_plan_says(
     source = ON_CUDA.opened(stores[alias])
     plan = tightest_plan(source, has_ram=has_ram)
     assert len(plan.blocks_at("resident")) < len(plan.blocks)
-    with at_homes(source, plan.homes) as model:
+    with at_tiers(source, plan.placement) as model:
         slot_bytes = sum(slot.flat.numel() for slot in model.slots)
         staging_bytes = sum(buffer.numel() for buffer in model.staging)
         planned = plan.memory

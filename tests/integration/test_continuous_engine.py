@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from engine.cache.format import CacheDtype, cache_format
-from engine.cache.memory import StateStore, cache_shape_of
+from engine.cache.memory import CacheMemory, cache_shape_of
 from engine.cache.transformers_cache import Moving, Place, cache_at, with_cross_states
 from engine.checkpoint.folder import open_checkpoint
 from engine.decode.engine import ContinuousEngine
 from engine.decode.forward import ForwardCalls
-from engine.interface import LoadedModel, ModelSource
+from engine.interface import ModelDescription, ModelSource
 from engine.layout.families import family_of
 from engine.model.loaded import Int8Model
 from engine.model.whole import load_int8
@@ -58,7 +58,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 def engine_of(model: Int8Model, **limits: Any) -> ContinuousEngine:
-    description = LoadedModel(
+    description = ModelDescription(
         alias="tiny",
         device="cpu",
         architecture=type(model.model).__name__,
@@ -119,7 +119,7 @@ def perplexity(model: Int8Model, cache_dtype: CacheDtype) -> tuple[float, int]:
     is_encoder_decoder = bool(config.is_encoder_decoder)
     calls = ForwardCalls(model.model, family_of(config), model.device, pad=0)
     stores = [
-        StateStore(cache_shape_of(config), cache_format(cache_dtype), model.device)
+        CacheMemory(cache_shape_of(config), cache_format(cache_dtype), model.device)
         for _ in range(1 + is_encoder_decoder)
     ]
     rows = texts(model)
@@ -159,7 +159,7 @@ def texts(model: Int8Model) -> list[list[int]]:
 
 
 def _start(
-    calls: ForwardCalls, stores: list[StateStore], prompts: list[list[int]], config: Any
+    calls: ForwardCalls, stores: list[CacheMemory], prompts: list[list[int]], config: Any
 ) -> tuple[torch.Tensor, int]:
     """The first logits, and how many columns there are then."""
     rows = slice(0, len(prompts))
@@ -172,7 +172,7 @@ def _start(
     return calls.prefill(prompts, cache_at(stores[0], Moving(place))), SCORED_TOKENS
 
 
-def _cache(stores: list[StateStore], place: Place, source: int, *, is_filled: bool) -> Any:
+def _cache(stores: list[CacheMemory], place: Place, source: int, *, is_filled: bool) -> Any:
     own = cache_at(stores[0], Moving(place))
     if len(stores) == 1:
         return own

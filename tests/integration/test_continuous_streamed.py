@@ -19,7 +19,7 @@ from engine.model.place import place_model
 from engine.plan.limits import BatchLimits
 from engine.store.opened import open_store
 from tests.continuous_engines import Said, TrickleFeed, by_key, description, said, windows
-from tests.placements import homes_of
+from tests.placements import tiers_of
 from tests.stores import CPU, ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
 
@@ -50,11 +50,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             )
             config = AutoConfig.from_pretrained(store.folder)
             source = open_store(store, alias, config, device=CPU, dtype=torch.float32)
-            homes = homes_of(source.stored.layout, placement)
+            tiers = tiers_of(source.stored.layout, placement)
             for block in source.stored.layout.blocks:
                 if block.kind in ("rest", "embedding"):
-                    homes[block.name] = "resident"
-            placed = place_model(source, homes, mode="w8a16", on_progress=ignore, should_stop=never)
+                    tiers[block.name] = "resident"
+            placed = place_model(source, tiers, mode="w8a16", on_progress=ignore, should_stop=never)
             ends.callback(placed.close)
             return Int8Model(
                 model=placed.model,

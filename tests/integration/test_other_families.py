@@ -23,11 +23,11 @@ from engine.decode.engine import ContinuousEngine
 from engine.interface import GenerationRequest, ModelSource, RequestList, SamplingParameters
 from engine.load import load_engine
 from engine.plan.from_layout import demands_of_config, demands_of_layout
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.quiet import quiet_libraries
 from engine.store.opened import OpenedStore
 from tests.stores import ignore, never, prepare
-from tests.streamed_models import StreamedModels, at_homes
+from tests.streamed_models import StreamedModels, at_tiers
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
 
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
@@ -49,7 +49,7 @@ OTHERS = {
 ON_CPU = StreamedModels(device=torch.device("cpu"), dtype=torch.float32)
 
 
-def homes_of(source: OpenedStore, *, streamed: bool) -> dict[str, Home]:
+def tiers_of(source: OpenedStore, *, streamed: bool) -> dict[str, Tier]:
     demands = demands_of_layout(source.config, "other", source.stored.layout, on_gpu=False)
     return {
         block.name: "disk" if streamed and not block.stays_resident else "resident"
@@ -65,16 +65,16 @@ def test_logits_are_those_of_plain_transformers(name: str, streamed: bool, tmp_p
     tiny_tokenizer().save_pretrained(tmp_path / "random")
     store = prepare(tmp_path / "random", tmp_path / "stores", dtype=torch.float32)
     source = ON_CPU.opened(store)
-    homes = homes_of(source, streamed=streamed)
+    tiers = tiers_of(source, streamed=streamed)
     with quiet_libraries():
         plain = AutoModelForCausalLM.from_pretrained(store.folder).eval()
     inputs = inputs_of(rows=2, tokens=9)
 
-    with at_homes(source, homes) as placed, torch.inference_mode():
+    with at_tiers(source, tiers) as placed, torch.inference_mode():
         (ours,) = placed.passes.together([lambda: placed.model(**inputs).logits])
         theirs = plain(**inputs).logits
 
-    assert streamed == ("disk" in homes.values())
+    assert streamed == ("disk" in tiers.values())
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

@@ -57,7 +57,7 @@ def model(folder: Path, on_gpu: bool) -> ModelDemands:
 
 @pytest.fixture
 def plan(model: ModelDemands) -> Plan:
-    """A plan with blocks in every home: the smallest card, and RAM for a part of the rest."""
+    """A plan with blocks in every tier: the smallest card, and RAM for a part of the rest."""
     nothing = Budgets(gpu_bytes=0, cpu_bytes=0, disk_bytes=PLENTY)
     with pytest.raises(CannotRunError) as refused:
         make_plan(model, ONE_ROW, nothing, T4)
@@ -73,12 +73,12 @@ def plan(model: ModelDemands) -> Plan:
 def test_the_loader_takes_in_every_tier_what_was_planned(store: Int8Store, plan: Plan) -> None:
     with load_store(
         store,
-        plan.homes,
+        plan.placement,
         torch.device("cpu"),
         on_progress=lambda _progress: None,
         should_stop=lambda: False,
     ) as loaded:
-        taken = {home: loaded.bytes_at(home) for home in ("resident", "ram")}
+        taken = {tier: loaded.bytes_at(tier) for tier in ("resident", "ram")}
     assert taken == pytest.approx(
         {"resident": plan.memory.resident_bytes, "ram": plan.memory.ram_bytes}, rel=TOLERANCE
     )
@@ -89,7 +89,7 @@ def test_the_slots_take_what_was_planned(store: Int8Store, plan: Plan, on_gpu: b
     source = open_store(store, "tiny", config, device=torch.device("cpu"), dtype=DTYPES[on_gpu])
     model = place_model(
         source,
-        plan.homes,
+        plan.placement,
         mode="w8a16",
         on_progress=lambda _progress: None,
         should_stop=lambda: False,

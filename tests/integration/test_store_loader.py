@@ -18,17 +18,17 @@ from transformers import AutoConfig, GPTNeoXConfig
 
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
 from engine.layout.blocks import ModelLayout, layout_of
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.store.prepare import Int8Store
 from engine.store.read import PIECE_BYTES
 from engine.weights.loader import READERS, LoadedStore, load_store
 from tests.placements import (
     PLACEMENTS,
-    bytes_by_home,
+    bytes_by_tier,
     differing,
-    homes_of,
     tensors_by_safetensors,
     tensors_wherever,
+    tiers_of,
 )
 from tests.random_checkpoints import write_random_checkpoint
 from tests.stores import CPU, ignore, never, prepare
@@ -44,9 +44,9 @@ def store_and_layout(alias: str, scratch: Path) -> tuple[Int8Store, ModelLayout]
     return prepare(folder, scratch / "stores", dtype=torch.float32), layout
 
 
-def load(store: Int8Store, homes: dict[str, Home], **options: Any) -> LoadedStore:
+def load(store: Int8Store, tiers: dict[str, Tier], **options: Any) -> LoadedStore:
     options = {"on_progress": ignore, "should_stop": never, **options}
-    return load_store(store, homes, CPU, **options)
+    return load_store(store, tiers, CPU, **options)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -55,11 +55,11 @@ def test_every_tier_takes_the_bytes_of_the_layout(
     alias: str, placement: str, tmp_path: Path
 ) -> None:
     store, layout = store_and_layout(alias, tmp_path)
-    homes = homes_of(layout, placement)
+    tiers = tiers_of(layout, placement)
 
-    with load(store, homes) as loaded:
-        for home, expected in bytes_by_home(layout, homes).items():
-            assert loaded.bytes_at(home) == pytest.approx(expected, rel=0.02)
+    with load(store, tiers) as loaded:
+        for tier, expected in bytes_by_tier(layout, tiers).items():
+            assert loaded.bytes_at(tier) == pytest.approx(expected, rel=0.02)
         stored = {name: block.stored.bytes for name, block in loaded.blocks.items()}
     assert stored == {block.name: block.bytes for block in layout.blocks}
 
@@ -69,7 +69,7 @@ def test_every_tier_takes_the_bytes_of_the_layout(
 def test_every_tensor_is_as_in_the_file(alias: str, placement: str, tmp_path: Path) -> None:
     store, layout = store_and_layout(alias, tmp_path)
 
-    with load(store, homes_of(layout, placement)) as loaded:
+    with load(store, tiers_of(layout, placement)) as loaded:
         for block in loaded.blocks.values():
             theirs = tensors_by_safetensors(block.stored)
             assert differing(tensors_wherever(block), theirs) == []
@@ -78,7 +78,7 @@ def test_every_tensor_is_as_in_the_file(alias: str, placement: str, tmp_path: Pa
 def test_all_of_a_block_in_ram_is_in_one_buffer(tmp_path: Path) -> None:
     store, layout = store_and_layout("tiny-flan", tmp_path)
 
-    with load(store, homes_of(layout, "all-in-ram")) as loaded:
+    with load(store, tiers_of(layout, "all-in-ram")) as loaded:
         for block in loaded.blocks.values():
             assert block.flat is not None
             storage = block.flat.untyped_storage().data_ptr()
@@ -91,19 +91,19 @@ def test_nothing_is_in_memory_of_what_stays_on_disk(tmp_path: Path) -> None:
     store, layout = store_and_layout("tiny-bloom", tmp_path)
     said: list[LoadProgress] = []
 
-    with load(store, homes_of(layout, "all-on-disk"), on_progress=said.append) as loaded:
+    with load(store, tiers_of(layout, "all-on-disk"), on_progress=said.append) as loaded:
         assert all(block.flat is None and not block.tensors for block in loaded.blocks.values())
     assert said == []
 
 
 def test_progress_ends_with_the_bytes_that_are_in_memory(tmp_path: Path) -> None:
     store, layout = store_and_layout("tiny-bloom", tmp_path)
-    homes = homes_of(layout, "mixed")
+    tiers = tiers_of(layout, "mixed")
     said: list[LoadProgress] = []
 
-    load(store, homes, on_progress=said.append).close()
+    load(store, tiers, on_progress=said.append).close()
 
-    total = sum(bytes_by_home(layout, homes).values())
+    total = sum(bytes_by_tier(layout, tiers).values())
     assert {(each.stage, each.unit, each.total) for each in said} == {("load", "bytes", total)}
     assert [each.done for each in said] == sorted({each.done for each in said})
     assert said[-1].done == total
@@ -117,7 +117,7 @@ def test_a_load_can_be_interrupted(placement: str, tmp_path: Path) -> None:
     with pytest.raises(LoadInterruptedError):
         load(
             store,
-            homes_of(layout, placement),
+            tiers_of(layout, placement),
             on_progress=said.append,
             should_stop=lambda: len(said) == 2,
         )
@@ -127,7 +127,7 @@ def test_a_load_can_be_interrupted(placement: str, tmp_path: Path) -> None:
 
 def test_files_are_closed_and_blocks_let_go(tmp_path: Path) -> None:
     store, layout = store_and_layout("tiny-bloom", tmp_path)
-    loaded = load(store, homes_of(layout, "mixed"))
+    loaded = load(store, tiers_of(layout, "mixed"))
     files = [segment.file for block in loaded.blocks.values() for segment in block.stored.segments]
 
     loaded.close()
@@ -136,36 +136,36 @@ def test_files_are_closed_and_blocks_let_go(tmp_path: Path) -> None:
     assert all(file.closed for file in files)
 
 
-def copied_store(tmp_path: Path) -> tuple[Int8Store, dict[str, Home], Path]:
+def copied_store(tmp_path: Path) -> tuple[Int8Store, dict[str, Tier], Path]:
     """A store that may be damaged, and one of its files."""
     store, layout = store_and_layout("tiny-bloom", tmp_path)
     folder = Path(shutil.copytree(store.folder, tmp_path / "damaged"))
     file = folder / "decoder-001.safetensors"
-    return replace(store, folder=folder), homes_of(layout, "all-on-disk"), file
+    return replace(store, folder=folder), tiers_of(layout, "all-on-disk"), file
 
 
-def refusal(store: Int8Store, homes: dict[str, Home]) -> str:
+def refusal(store: Int8Store, tiers: dict[str, Tier]) -> str:
     with pytest.raises(ModelLoadError) as caught:
-        load(store, homes)
+        load(store, tiers)
     return str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    store, homes, file = copied_store(tmp_path)
+    store, tiers, file = copied_store(tmp_path)
     file.unlink()
 
-    message = refusal(store, homes)
+    message = refusal(store, tiers)
 
     assert f"{file} cannot be loaded (No such file or directory)" in message
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
-    store, homes, file = copied_store(tmp_path)
+    store, tiers, file = copied_store(tmp_path)
     length = file.stat().st_size
     with file.open("r+b") as handle:
         handle.truncate(length - 1)
 
-    message = refusal(store, homes)
+    message = refusal(store, tiers)
 
     assert (
         f"{file} cannot be loaded (it has {length - 1} bytes and should have {length})" in message
@@ -181,20 +181,20 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_header_is_named(start: bytes, fault: str, tmp_path: Path) -> None:
-    store, homes, file = copied_store(tmp_path)
+    store, tiers, file = copied_store(tmp_path)
     with file.open("r+b") as handle:
         handle.write(start)
 
-    message = refusal(store, homes)
+    message = refusal(store, tiers)
 
     assert str(file) in message
     assert fault in message
 
 
 def test_a_file_that_becomes_shorter_is_named_when_it_is_read(tmp_path: Path) -> None:
-    store, homes, file = copied_store(tmp_path)
+    store, tiers, file = copied_store(tmp_path)
 
-    with load(store, homes) as loaded:
+    with load(store, tiers) as loaded:
         with file.open("r+b") as handle:
             handle.truncate(5000)
         with pytest.raises(ModelLoadError, match="it ends too early") as caught:
@@ -205,9 +205,9 @@ def test_a_file_that_becomes_shorter_is_named_when_it_is_read(tmp_path: Path) ->
 
 def test_a_placement_of_another_model_is_refused(tmp_path: Path) -> None:
     store, layout = store_and_layout("tiny-bloom", tmp_path)
-    homes = {**homes_of(layout, "all-on-disk"), "decoder-999": "disk"}
+    tiers = {**tiers_of(layout, "all-on-disk"), "decoder-999": "disk"}
 
-    assert "decoder-999 is only in one of them" in refusal(store, homes)
+    assert "decoder-999 is only in one of them" in refusal(store, tiers)
 
 
 def test_a_ram_tier_that_does_not_fit_is_said(
@@ -220,7 +220,7 @@ def test_a_ram_tier_that_does_not_fit_is_said(
 
     monkeypatch.setattr(mmap, "mmap", no_memory)
 
-    assert "no room for embedding in RAM" in refusal(store, homes_of(layout, "all-in-ram"))
+    assert "no room for embedding in RAM" in refusal(store, tiers_of(layout, "all-in-ram"))
 
 
 def test_no_more_memory_than_the_ram_tier(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_no_more_memory_than_the_ram_tier(tmp_path: Path) -> None:
         num_attention_heads=16,
     )
     write_random_checkpoint(config, tmp_path / "checkpoint")
-    homes = homes_of(layout_of(config, dtype=torch.float32), "mixed")
+    tiers = tiers_of(layout_of(config, dtype=torch.float32), "mixed")
 
     run = subprocess.run(
         [
@@ -241,7 +241,7 @@ def test_no_more_memory_than_the_ram_tier(tmp_path: Path) -> None:
             "tests.load_memory",
             tmp_path / "checkpoint",
             tmp_path / "stores",
-            json.dumps(homes),
+            json.dumps(tiers),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoTokenizer
 from engine.decode.engine_choice import make_engine
 from engine.interface import (
     Engine,
-    LoadedModel,
-    MicroBatch,
+    ModelDescription,
     ModelLoadError,
     ModelSource,
     RequestList,
+    Window,
 )
 from engine.load import load_engine
 from engine.model.place import place_model
@@ -29,7 +29,7 @@ from engine.plan.search import make_plan
 from engine.store.opened import open_store
 from engine.store.prepare import Int8Store
 from tests.integration.engine_runs import ignore, never, request
-from tests.placements import homes_of
+from tests.placements import tiers_of
 from tests.stores import CPU, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
 
@@ -62,7 +62,7 @@ def engine_for(folder: Path, stores: Path, **options: Any) -> Engine:
     )
 
 
-def generate(engine: Engine) -> tuple[dict[int, str | None], list[MicroBatch]]:
+def generate(engine: Engine) -> tuple[dict[int, str | None], list[Window]]:
     requests = [request(key, prompt) for key, prompt in enumerate(PROMPTS)]
     batches = list(engine.generate(RequestList(requests), should_stop=never))
     texts = {result.key: result.text for batch in batches for result in batch.results}
@@ -127,12 +127,12 @@ def test_an_encoder_is_streamed_once_for_all_prompts_and_a_decoder_that_fits_nev
     source = open_store(
         flan, "flan", AutoConfig.from_pretrained(flan.folder), device=CPU, dtype=torch.float32
     )
-    homes = homes_of(source.stored.layout, "all-resident")
+    tiers = tiers_of(source.stored.layout, "all-resident")
     encoder = [block for block in source.stored.layout.blocks if block.kind == "encoder"]
-    homes |= {block.name: "disk" for block in encoder}
-    placed = place_model(source, homes, mode="w8a16", on_progress=ignore, should_stop=never)
+    tiers |= {block.name: "disk" for block in encoder}
+    placed = place_model(source, tiers, mode="w8a16", on_progress=ignore, should_stop=never)
     loaded = placed.with_tokenizer(AutoTokenizer.from_pretrained(flan.folder), CPU)
-    description = LoadedModel(
+    description = ModelDescription(
         alias="flan",
         device="cpu",
         architecture="T5",

@@ -114,7 +114,7 @@ def test_a_slow_and_jittery_disk_changes_nothing_but_the_time(
 
 def streamed_file(model: PlacedModel) -> Path:
     block = next(b for name, b in model.loaded.blocks.items() if name == "decoder-001")
-    assert block.home == "disk"
+    assert block.tier == "disk"
     return block.stored.segments[0].path
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from engine.interface import Engine, LoadedModel, LoadInterruptedError, LoadProgress, ModelLoadError
+from engine.interface import (
+    Engine,
+    LoadInterruptedError,
+    LoadProgress,
+    ModelDescription,
+    ModelLoadError,
+)
 from jobs.catalogue import Catalogue, CatalogueModel
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError, UnknownModelError
@@ -172,7 +178,7 @@ class EngineHost:
             )
         )
 
-    def _loaded(self, model: LoadedModel, seconds: float) -> None:
+    def _loaded(self, model: ModelDescription, seconds: float) -> None:
         self._log.info(
             "model_loaded",
             model=model.alias,
@@ -206,7 +212,7 @@ def _is_null(model: CatalogueModel) -> bool:
     return model.engine == "null"
 
 
-def _placement(model: LoadedModel) -> dict[str, float]:
+def _placement(model: ModelDescription) -> dict[str, float]:
     """What the log tells of a model that was placed by a plan."""
     if model.row_capacity is None or model.predicted_tokens_per_second is None:
         return {}

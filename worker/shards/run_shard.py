@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.interface import Engine, LoadInterruptedError, MicroBatch, ModelLoadError
+from engine.interface import Engine, LoadInterruptedError, ModelLoadError, Window
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError, LeaseLostError
 from jobs.settings import Settings
@@ -285,7 +285,7 @@ def _lose(shard: HeldShard) -> None:
     shard.end("lost")
 
 
-def _log_window(log: Logger, batch: MicroBatch, record: MicroBatchRecord) -> None:
+def _log_window(log: Logger, batch: Window, record: MicroBatchRecord) -> None:
     seconds = record.prefill_seconds + record.decode_seconds
     log.info(
         "micro_batch",

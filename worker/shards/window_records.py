@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from engine.interface import GenerationResult, LoadedModel, MicroBatch
+from engine.interface import GenerationResult, ModelDescription, Window
 from jobs.store.records import MicroBatchRecord, PromptOutcome
 from worker.shards.feed import ShardFeed
 from worker.shards.held_shard import HeldShard, shard_number
 
 
 def split_window(
-    batch: MicroBatch, feed: ShardFeed, model: LoadedModel
+    batch: Window, feed: ShardFeed, model: ModelDescription
 ) -> list[tuple[HeldShard, MicroBatchRecord]]:
     """A record for each shard that has results in the window.
 
@@ -70,7 +70,7 @@ def _parts(weights: Sequence[int]) -> list[_Part]:
 
 
 def _record(
-    batch: MicroBatch, part: _Part, model: LoadedModel, outcomes: tuple[PromptOutcome, ...]
+    batch: Window, part: _Part, model: ModelDescription, outcomes: tuple[PromptOutcome, ...]
 ) -> MicroBatchRecord:
     return MicroBatchRecord(
         device=model.device,

@@ -39,7 +39,7 @@ def test_the_json_places_every_block(tgp: Tgp) -> None:
     document = planned(tgp, "gpt-neox-20b", *T4_WITH_LITTLE_RAM)
     names = [block["name"] for block in document["blocks"]]
     assert len(names) == len(set(names)) == 44 + 3
-    assert {block["home"] for block in document["blocks"]} <= {"resident", "ram", "disk"}
+    assert {block["tier"] for block in document["blocks"]} <= {"resident", "ram", "disk"}
 
 
 def test_the_table_says_what_goes_where_and_how_fast(tgp: Tgp) -> None:

@@ -176,19 +176,19 @@ def planned_cases(draw: st.DrawFn) -> Case:
     )
 
 
-def gaps_around(homes: list[bool]) -> list[int]:
+def gaps_around(tiers: list[bool]) -> list[int]:
     """How many False stand between each True and the next, around the wrap."""
-    at = [i for i, is_resident in enumerate(homes) if is_resident]
+    at = [i for i, is_resident in enumerate(tiers) if is_resident]
     return [
-        (at[(i + 1) % len(at)] - here - 1) % len(homes) if len(at) > 1 else len(homes) - 1
+        (at[(i + 1) % len(at)] - here - 1) % len(tiers) if len(at) > 1 else len(tiers) - 1
         for i, here in enumerate(at)
     ]
 
 
 def layers_of(plan: Plan, phase: Phase) -> list[str]:
-    """The homes of a phase's layers, in execution order."""
+    """The tiers of a phase's layers, in execution order."""
     return [
-        placed.home
+        placed.tier
         for placed in plan.blocks
         if placed.block.is_layer and placed.block.phase == phase
     ]

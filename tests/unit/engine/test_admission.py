@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.budget import SPARE_COLUMNS, CacheBudget, CacheExtent, Extent, spare_columns
-from engine.decode.admission import Admission, Claim, InFlight
+from engine.decode.admission import Admission, InFlight, Reservation
 
 EXTENTS = st.builds(
     Extent,
@@ -15,8 +15,8 @@ EXTENTS = st.builds(
 )
 
 
-def claims(*tokens: int) -> list[Claim]:
-    return [Claim(extent=Extent(each)) for each in tokens]
+def reservations(*tokens: int) -> list[Reservation]:
+    return [Reservation(extent=Extent(each)) for each in tokens]
 
 
 def admission(budget: int | None = None, *, patience: int = 8) -> Admission:
@@ -24,7 +24,7 @@ def admission(budget: int | None = None, *, patience: int = 8) -> Admission:
 
 
 def test_the_longest_go_first() -> None:
-    assert admission().choose(claims(5, 9, 7), InFlight(), most_rows=2) == [1, 2]
+    assert admission().choose(reservations(5, 9, 7), InFlight(), most_rows=2) == [1, 2]
 
 
 def test_a_short_prompt_takes_the_room_that_a_long_one_cannot() -> None:
@@ -32,13 +32,13 @@ def test_a_short_prompt_takes_the_room_that_a_long_one_cannot() -> None:
     in_flight = InFlight(rows=2, widest=Extent(100))
     rules = admission(3 * (100 + spare_columns(100)))
     # then a wider one would make all three wider
-    assert rules.choose(claims(150, 90), in_flight, most_rows=9) == [1]
+    assert rules.choose(reservations(150, 90), in_flight, most_rows=9) == [1]
 
 
 def test_whoever_was_passed_over_too_often_is_waited_for() -> None:
     in_flight = InFlight(rows=2, widest=Extent(100))
     rules = admission(3 * (100 + spare_columns(100)), patience=2)
-    waiting = claims(150, 90, 90)
+    waiting = reservations(150, 90, 90)
     waiting[0].passed_over = 2
     assert rules.choose(waiting, in_flight, most_rows=9) == []
     # and comes in as soon as it fits
@@ -47,8 +47,8 @@ def test_whoever_was_passed_over_too_often_is_waited_for() -> None:
 
 def test_one_that_fits_nowhere_runs_when_it_is_alone() -> None:
     rules = admission(10)
-    assert rules.choose(claims(50), InFlight(), most_rows=3) == [0]
-    assert rules.choose(claims(50), InFlight(rows=1, widest=Extent(1)), most_rows=3) == []
+    assert rules.choose(reservations(50), InFlight(), most_rows=3) == [0]
+    assert rules.choose(reservations(50), InFlight(rows=1, widest=Extent(1)), most_rows=3) == []
 
 
 @given(
@@ -69,27 +69,27 @@ def test_all_come_in_within_the_budget_and_none_waits_for_ever(
 ) -> None:
     cache = CacheBudget(bytes=budget, token_bytes=2, source_token_bytes=1)
     rules = Admission(budget=cache, patience=patience)
-    feed = [Claim(extent=extent) for extent in extents]
-    waiting: list[Claim] = []
-    alive: list[tuple[Claim, int]] = []
+    feed = [Reservation(extent=extent) for extent in extents]
+    waiting: list[Reservation] = []
+    alive: list[tuple[Reservation, int]] = []
     steps = 0
     while feed or waiting or alive:
         steps += 1
-        alive = [(claim, left - 1) for claim, left in alive if left > 1]
+        alive = [(reservation, left - 1) for reservation, left in alive if left > 1]
         while feed and len(waiting) < look_ahead:
             waiting.append(feed.pop(0))
         in_flight = InFlight()
-        for claim, _left in alive:
-            in_flight = in_flight.joined_by(claim)
+        for reservation, _left in alive:
+            in_flight = in_flight.joined_by(reservation)
         chosen = rules.choose(waiting, in_flight, most_rows=rows)
         assert waiting == [] or chosen or alive
         for place in chosen:
             in_flight = in_flight.joined_by(waiting[place])
             alive.append((waiting[place], lifetimes[len(feed)]))
-        waiting = [claim for place, claim in enumerate(waiting) if place not in chosen]
+        waiting = [reservation for place, reservation in enumerate(waiting) if place not in chosen]
         assert in_flight.rows <= rows
         assert in_flight.rows <= 1 or cache.fits(in_flight.rows, in_flight.widest)
-        assert all(claim.passed_over <= patience + rows for claim in waiting)
+        assert all(reservation.passed_over <= patience + rows for reservation in waiting)
     assert steps <= 10 * len(extents) + 10
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.interface import ModelLoadError
-from engine.plan.plan import Home
+from engine.plan.plan import Tier
 from engine.store.manifest import StoreManifest, StoreOrigin, WrittenFile
 from engine.store.read import Segment, open_block
 from engine.weights.cuda_transport import CudaTransport
@@ -71,20 +71,20 @@ def files() -> Iterator[ExitStack]:
         yield stack
 
 
-def blocks(folder: Path, homes: list[Home], files: ExitStack) -> list[LoadedBlock]:
-    """One block per home, filled with its own number."""
+def blocks(folder: Path, tiers: list[Tier], files: ExitStack) -> list[LoadedBlock]:
+    """One block per tier, filled with its own number."""
     written = {}
-    for number in range(len(homes)):
+    for number in range(len(tiers)):
         name = f"decoder-{number:03d}.safetensors"
         save_file({"w": torch.full((VALUES,), number, dtype=torch.int8)}, folder / name)
         written[name] = WrittenFile(bytes=(folder / name).stat().st_size, sha256="")
     origin = StoreOrigin(location="", commit=None, fingerprint="", quantisation={}, dtype="")
     manifest = StoreManifest(origin=origin, total_bytes=0, files=written)
     found = []
-    for number, home in enumerate(homes):
+    for number, tier in enumerate(tiers):
         stored = open_block(folder, f"decoder-{number:03d}", manifest, files)
-        flat = read_block(stored) if home == "ram" else None
-        found.append(LoadedBlock(home=home, stored=stored, flat=flat))
+        flat = read_block(stored) if tier == "ram" else None
+        found.append(LoadedBlock(tier=tier, stored=stored, flat=flat))
     return found
 
 
@@ -113,7 +113,7 @@ def passes(stream: WeightStream, count: int) -> list[int]:
     return seen
 
 
-MIXTURES: tuple[list[Home], ...] = (
+MIXTURES: tuple[list[Tier], ...] = (
     ["ram"] * 5,
     ["disk"] * 5,
     ["disk"] * 2,
@@ -123,13 +123,13 @@ MIXTURES: tuple[list[Home], ...] = (
 )
 
 
-@pytest.mark.parametrize("homes", MIXTURES, ids="-".join)
+@pytest.mark.parametrize("tiers", MIXTURES, ids="-".join)
 @pytest.mark.parametrize("slot_count", [1, 2, 3, 9])
 def test_every_block_is_in_its_slot_when_its_turn_comes(
-    homes: list[Home], slot_count: int, tmp_path: Path, files: ExitStack
+    tiers: list[Tier], slot_count: int, tmp_path: Path, files: ExitStack
 ) -> None:
-    stream, transport = stream_of(blocks(tmp_path, homes, files), slot_count, files)
-    assert passes(stream, 4) == list(range(len(homes))) * 4
+    stream, transport = stream_of(blocks(tmp_path, tiers, files), slot_count, files)
+    assert passes(stream, 4) == list(range(len(tiers))) * 4
     assert transport.wait_seconds >= 0
 
 

@@ -71,9 +71,9 @@ def test_a_step_takes_as_long_as_the_slowest_of_compute_link_and_disk(plan: Plan
 @planner
 @given(plans, st.sampled_from(["encode", "decode"]))
 def test_resident_layers_are_spread_evenly(plan: Plan, phase: Phase) -> None:
-    homes = [home == "resident" for home in cases.layers_of(plan, phase)]
-    assume(any(homes))
-    gaps = cases.gaps_around(homes)
+    tiers = [tier == "resident" for tier in cases.layers_of(plan, phase)]
+    assume(any(tiers))
+    gaps = cases.gaps_around(tiers)
     assert max(gaps) - min(gaps) <= 1
 
 
@@ -82,9 +82,9 @@ def test_resident_layers_are_spread_evenly(plan: Plan, phase: Phase) -> None:
 def test_no_two_streamed_layers_are_neighbours_where_half_are_resident(
     plan: Plan, phase: Phase
 ) -> None:
-    homes = cases.layers_of(plan, phase)
-    streamed = [home != "resident" for home in homes]
-    assume(len(homes) > 1 and 2 * sum(streamed) <= len(homes))
+    tiers = cases.layers_of(plan, phase)
+    streamed = [tier != "resident" for tier in tiers]
+    assume(len(tiers) > 1 and 2 * sum(streamed) <= len(tiers))
     assert not any(here and streamed[i - 1] for i, here in enumerate(streamed))
 
 
@@ -126,7 +126,7 @@ TEN_LAYERS = cases.causal_model([4 * MIB] * 10, embedding=MIB, head=MIB)
 def test_with_plenty_of_memory_nothing_is_streamed() -> None:
     budgets = Budgets(gpu_bytes=PLENTY, cpu_bytes=PLENTY, disk_bytes=PLENTY)
     plan = make_plan(TEN_LAYERS, ONE_ROW, budgets, T4)
-    assert {placed.home for placed in plan.blocks} == {"resident"}
+    assert {placed.tier for placed in plan.blocks} == {"resident"}
     assert plan.memory.slot_bytes == 0
 
 
@@ -150,7 +150,7 @@ def test_an_encoder_is_streamed_rather_than_the_decoder() -> None:
 def test_without_a_gpu_what_is_not_resident_is_read_from_disk() -> None:
     budgets = Budgets(gpu_bytes=None, cpu_bytes=30 * MIB, disk_bytes=PLENTY)
     plan = make_plan(TEN_LAYERS, ONE_ROW, budgets, T4)
-    assert {placed.home for placed in plan.blocks} == {"resident", "disk"}
+    assert {placed.tier for placed in plan.blocks} == {"resident", "disk"}
     assert plan.memory.ram_tier_bytes == 0
 
 

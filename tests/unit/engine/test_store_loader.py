@@ -67,12 +67,12 @@ def never() -> bool:
     return False
 
 
-def load(tmp_path: Path, home: Any, **options: Any) -> store_loader.LoadedStore:
+def load(tmp_path: Path, tier: Any, **options: Any) -> store_loader.LoadedStore:
     folder = checkpoint_folder("tiny-flan", tmp_path)
     store = prepare(folder, tmp_path / "stores")
-    homes = dict.fromkeys(sorted(block_file.block_names(store.manifest)), home)
+    tiers = dict.fromkeys(sorted(block_file.block_names(store.manifest)), tier)
     options = {"on_progress": lambda _progress: None, "should_stop": never, **options}
-    return load_store(store, homes, CPU, **options)
+    return load_store(store, tiers, CPU, **options)
 
 
 def test_pieces_come_together_through_two_staging_buffers(

@@ -18,10 +18,10 @@ from engine.decode.static_engine import TransformersEngine
 from engine.interface import (
     GenerationRequest,
     GenerationResult,
-    LoadedModel,
-    MicroBatch,
+    ModelDescription,
     RequestList,
     SamplingParameters,
+    Window,
 )
 from engine.model.loaded import Int8Model
 from tests.tiny_checkpoints import ALIASES, tiny_model, tiny_tokenizer
@@ -57,7 +57,7 @@ def make_engine(
             raise error
         return stock_generate(**inputs)
 
-    description = LoadedModel(
+    description = ModelDescription(
         alias=alias,
         device="cpu",
         architecture=type(model).__name__,
@@ -80,13 +80,13 @@ def requests(parameters: SamplingParameters | None = None) -> list[GenerationReq
     ]
 
 
-def by_key(batches: list[MicroBatch]) -> dict[int, GenerationResult]:
+def by_key(batches: list[Window]) -> dict[int, GenerationResult]:
     results = [result for batch in batches for result in batch.results]
     assert len({result.key for result in results}) == len(results)
     return {result.key: result for result in results}
 
 
-def texts(batches: list[MicroBatch]) -> dict[int, str | None]:
+def texts(batches: list[Window]) -> dict[int, str | None]:
     return {key: result.text for key, result in sorted(by_key(batches).items())}
 
 

@@ -9,15 +9,15 @@ from engine.interface import (
     Engine,
     GenerationRequest,
     GenerationResult,
-    LoadedModel,
     LoadProgress,
-    MicroBatch,
+    ModelDescription,
     ModelSource,
     RequestFeed,
+    Window,
 )
 from worker.shards.held_shard import KEYS_PER_SHARD
 
-MODEL = LoadedModel(
+MODEL = ModelDescription(
     alias="tiny-bloom",
     device="cpu",
     architecture="scripted",
@@ -52,12 +52,10 @@ class ScriptedEngine:
     closed: int = 0
 
     @property
-    def model(self) -> LoadedModel:
+    def model(self) -> ModelDescription:
         return MODEL
 
-    def generate(
-        self, feed: RequestFeed, *, should_stop: Callable[[], bool]
-    ) -> Iterator[MicroBatch]:
+    def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
         row = -1
         while requests := feed.take(self.rows):
             self.seen += requests
@@ -80,7 +78,7 @@ class ScriptedEngine:
         self.on_close()
 
 
-def window(answers: dict[int, str]) -> MicroBatch:
+def window(answers: dict[int, str]) -> Window:
     """A window that takes 1.25 s and ten steps, whatever it finishes."""
     results = tuple(
         GenerationResult(
@@ -95,7 +93,7 @@ def window(answers: dict[int, str]) -> MicroBatch:
         )
         for key, text in answers.items()
     )
-    return MicroBatch(
+    return Window(
         results=results,
         rows=len(results),
         prompt_tokens=3 * len(results),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from engine.interface import GenerationRequest, LoadedModel
+from engine.interface import GenerationRequest, ModelDescription
 from jobs.database import Database
 from jobs.errors import DatabaseUnavailableError
 from jobs.models import completions, micro_batches, shards
@@ -283,7 +283,7 @@ def test_a_window_without_results_is_the_oldest_shard_s(
 def test_the_mode_of_computing_is_kept_with_each_window(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model: LoadedModel = replace(bench.engine.model, compute_mode="w8a16")
+    model: ModelDescription = replace(bench.engine.model, compute_mode="w8a16")
     monkeypatch.setattr(type(bench.engine), "model", model)
     bench.run(submit(bench.database, 4))
     assert set(column(bench.database, select(micro_batches.c.compute_mode))) == {"w8a16"}
