@@ -163,14 +163,54 @@ def test_the_changelog_has_an_entry_for_the_version() -> None:
     assert version() in headings
 
 
-def test_the_readmes_file_tree_names_every_top_level_folder() -> None:
-    folders = {path.parts[0] for path in project_files() if len(path.parts) > 1}
+def top_level_folders() -> set[str]:
+    return {path.parts[0] for path in project_files() if len(path.parts) > 1}
+
+
+def test_the_file_tree_names_every_top_level_folder() -> None:
     shown = {
         match["name"]
-        for line in fenced_lines(read("README.md"))
+        for line in fenced_lines(read("docs/structures.md"))
         if (match := re.match(r"[\s|├└─`+-]*(?P<name>[\w.-]+)/(?:\s|$)", line))
     }
-    assert {folder for folder in folders if not folder.startswith(".")} - shown == set()
+    assert {each for each in top_level_folders() if not each.startswith(".")} - shown == set()
+
+
+def paths_named_in(text: str) -> set[str]:
+    """Paths of Python files, and of folders and files below our own folders, given as code."""
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)(?:::[^`]*)?`", FENCED_BLOCK.sub("", text))
+    return {
+        path
+        for path in named
+        if path.endswith(".py") or ("/" in path and path.split("/")[0] in top_level_folders())
+    }
+
+
+@pytest.mark.parametrize(
+    "page", [each for each in documentation() if each != Path("CHANGELOG.md")], ids=str
+)
+def test_every_file_that_the_documentation_names_is_there(page: Path) -> None:
+    assert {each for each in paths_named_in(read(page)) if not (ROOT / each).exists()} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("`jobs/store` and `jobs/new_job.py`", {"jobs/store", "jobs/new_job.py"}),
+        ("`tests/test_docs.py::test_links`", {"tests/test_docs.py"}),
+        ("`block_file.py`", {"block_file.py"}),
+        ("`state/stores` and jobs/store", set()),
+        ("```\n`jobs/store`\n```\n", set()),
+    ],
+)
+def test_paths_are_read_from_code_in_prose(text: str, paths: set[str]) -> None:
+    assert paths_named_in(text) == paths
+
+
+def test_every_room_of_the_engine_is_among_the_structures() -> None:
+    files = (path for path in project_files() if path.parts[0] == "engine" and path.suffix == ".py")
+    rooms = {"/".join(path.parts[:2]) for path in files} - {"engine/__init__.py"}
+    assert rooms - paths_named_in(read("docs/structures.md")) == set()
 
 
 PROMISED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`")
