@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from docs.reference.commands import commands
 from jobs.settings import ENVIRONMENT_PREFIX, Settings
 
+MOST_LINES_OF_README = 200
 ROOT = Path(__file__).resolve().parents[1]
 FENCED_BLOCK = re.compile(r"^(```+|~~~+)[^\n]*\n(?P<body>.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
 # [text](target) and ![text](target "title")
@@ -81,6 +83,45 @@ def version() -> str:
 def test_the_readme_shows_the_command_to_type(command: str) -> None:
     typed = [line.removeprefix("$ ") for line in fenced_lines(read("README.md"))]
     assert [line for line in typed if line == command or line.startswith(f"{command} ")]
+
+
+def test_the_readme_has_at_most_two_hundred_lines() -> None:
+    assert len(read("README.md").splitlines()) <= MOST_LINES_OF_README
+
+
+def commands_typed_in(text: str) -> set[str]:
+    """The command lines of ours in fenced blocks and in code between backticks."""
+    inline = re.findall(r"`([^`\n]+)`", FENCED_BLOCK.sub("", text))
+    lines = (line.lstrip("!$ ") for line in [*fenced_lines(text), *inline])
+    return {line for line in lines if re.match(r"tgp-jobs [a-z]", line)}
+
+
+def unknown_words(line: str) -> set[str]:
+    """The command or the flags of a command line that do not exist."""
+    words = re.split(r"[#|\\]", line)[0].split()[1:]
+    known = {path: command for path, command in commands().items() if path.split()[0] == words[0]}
+    options = {flag for each in known.values() for option in each.params for flag in option.opts}
+    flags = {word for word in words[1:] if re.fullmatch(r"-[a-z]|--[a-z-]+", word)}
+    return (flags - options - {"--help"}) if known else {words[0]}
+
+
+@pytest.mark.parametrize("page", documentation(), ids=str)
+def test_every_command_and_flag_that_the_documentation_types_exists(page: Path) -> None:
+    lines = commands_typed_in(read(page))
+    assert {line: unknown for line in lines if (unknown := unknown_words(line))} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("tgp-jobs submit - --model x", set()),
+        ("tgp-jobs db upgrade  # --once", set()),
+        ("tgp-jobs submits x", {"submits"}),
+        ("tgp-jobs status 7kq2 --wach", {"--wach"}),
+    ],
+)
+def test_a_command_line_that_does_not_exist_is_noticed(line: str, unknown: set[str]) -> None:
+    assert unknown_words(line) == unknown
 
 
 @pytest.mark.parametrize(
