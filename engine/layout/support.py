@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
-from transformers import AutoConfig, DynamicCache
+from transformers import DynamicCache
 
 from engine.cache.memory import STATE_NAMES
 from engine.cache.shape import CacheShape, UnsupportedLayersError, cache_shape_of
@@ -68,7 +68,7 @@ def row_state_bytes(config: Any, dtype: torch.dtype) -> int:
     """
     if not cache_shape_of(config).has_states:
         return 0
-    elements, float32_elements = _state_elements(config.to_json_string())
+    elements, float32_elements = _state_elements(_Described(config.to_json_string(), config))
     return elements * dtype.itemsize + float32_elements * torch.float32.itemsize
 
 
@@ -97,12 +97,19 @@ def _can_place(config: Any, takes: Any, shape: CacheShape) -> bool:
     return "position_ids" in takes or not shape.has_columns or config.model_type in by_type
 
 
+@dataclass(frozen=True)
+class _Described:
+    """A configuration that is the same as another of the same text."""
+
+    text: str
+    config: Any = field(compare=False)
+
+
 @cache
-def _state_elements(config_json: str) -> tuple[int, int]:
+def _state_elements(described: _Described) -> tuple[int, int]:
     """Elements of a row's states in the model's dtype, and in float32, from a pass on meta."""
-    config = AutoConfig.for_model(**json.loads(config_json))
     try:
-        layers = _probed_layers(config)
+        layers = _probed_layers(described.config)
     except Exception as error:  # whatever a model's code raises when it is given this cache
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnsupportedLayersError(
