@@ -11,18 +11,13 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here and in every process that a test starts: two processes
+# of two threads each would wait for each other on a small machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from jobs.database import Database, open_database, upgrade
 from jobs.settings import Settings
 from tests.services import RealRedis, fresh_database, named, own_redis, real_postgres, run_sql
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--chaos-runs",
-        type=int,
-        default=1,
-        help="runs of each fault in tests/chaos; more than 1 plays each on both databases",
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -66,15 +66,17 @@ def test_a_killed_child_loses_nothing_of_either_shard(any_box: Box) -> None:
     assert_complete(any_box, job_id, PROMPTS)
 
 
-def test_a_worker_told_to_stop_gives_both_shards_back(box: Box) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_stop_gives_both_shards_back(box: Box, number: int) -> None:
     box.catalogue('[models.slow]\nengine = "null"\nmicro_batch_seconds = 0.5\n')
     job_id = box.submit(box.prompts(PROMPTS), "slow", "--shard-size", "24")
     worker = box.worker("--model", "slow")
     worker.wait_for("shard_started", 2)
 
-    assert worker.stop() == 0
+    assert worker.stop(number) == 0
 
     assert worker.log.count("shard_given_back") == 2
+    assert box.status(job_id)["counts"]["completed"] < len(PROMPTS)
     box.worker("--model", "slow")
     assert box.wait_for_end(job_id)["status"] == "completed"
     assert_complete(box, job_id, PROMPTS)
