@@ -45,7 +45,8 @@ test: lint ## lint, then every test with its own real Redis and Postgres
 
 # Seconds for each target; the first exception that is no refusal ends it.
 FUZZ_SECONDS ?= 60
-fuzz: $(STAMP) ## the coverage-guided fuzzer over every parser, FUZZ_SECONDS each
+fuzz: $(STAMP) ## many examples of every property, and the coverage-guided fuzzer over every parser, FUZZ_SECONDS each
+	$(PYTEST) tests/unit -m hypothesis --hypothesis-profile many
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.fuzz $(FUZZ_SECONDS)
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported, here and in every process that a test starts: two processes
@@ -18,6 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jobs.database import Database, open_database, upgrade
 from jobs.settings import Settings
 from tests.services import RealRedis, fresh_database, named, own_redis, real_postgres, run_sql
+
+# Few examples of each property in every run; `make fuzz` looks at many.
+hypothesis.settings.register_profile("few", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=500, deadline=None)
+hypothesis.settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)

@@ -99,9 +99,9 @@ def test_no_innocent_shard_pays_for_a_prompt_that_kills_the_worker(box: Box) -> 
 
 
 def test_a_chain_of_shards_gives_way_to_another_model(box: Box) -> None:
-    # given a job whose shards join each other for 34 batches of 0.2 s, and another model's
+    # given a job whose shards join each other for 34 batches of 0.1 s, and another model's
     box.catalogue(
-        '[models.long]\nengine = "null"\nmicro_batch_seconds = 0.2\n'
+        '[models.long]\nengine = "null"\nmicro_batch_seconds = 0.1\n'
         '[models.short]\nengine = "null"\n'
     )
     box.environment["TGP_STICKY_SECONDS"] = "1"
