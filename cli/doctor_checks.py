@@ -13,10 +13,9 @@ from cli.engine_probe import EngineProbe, ProbeError, probe_engine
 from cli.ledger import connect_ledger
 from cli.publish import is_listening
 from cli.worker_extra import INSTALL_COMMAND, is_installed
-from jobs.database import Database, check_schema, schema_revision
+from jobs.database import SCHEMA_REVISION, Database, check_schema, schema_revision
 from jobs.dispatch import Dispatcher
 from jobs.errors import QueueUnavailableError, SchemaError, TgpError
-from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings, redact_url
 
 GIB = 2**30

@@ -8,8 +8,8 @@ recording    results and timings, a micro-batch at a time
 recovery     expired leases, prompts that kill their worker
 control      cancel and retry
 repair       states that nobody mends by himself
-reading      what the commands show
-quick_status what `status` shows, without SQLAlchemy
+reading      how far jobs are
+results      what became of the prompts
 workers      who is alive and what it holds
 
 Lock order, everywhere: the job's row before its shards'.
