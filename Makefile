@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint format bench fuzz chaos clean
+.PHONY: help install demo test unit lint format reference bench fuzz chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ lint: $(STAMP) ## ruff, mypy --strict and the import contracts
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(STAMP) ## make the tables of docs/reference.md from the code
+	$(BIN)/python -m docs.reference --write
 
 unit: $(STAMP) ## the fast tests only: no service, seconds
 	$(BIN)/python -m pytest tests/unit

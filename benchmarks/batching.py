@@ -24,7 +24,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +38,8 @@ from benchmarks.batching_models import (
     maker_of,
 )
 from benchmarks.uniform_batch import UniformBatch, show_uniform, show_uniform_head
-from engine.decode.engine import ContinuousEngine
-from engine.decode.static_engine import TransformersEngine
-from engine.interface import Engine, GenerationRequest, RequestList, Window
+from engine.decode.engine import DecodeEngine
+from engine.interface import Engine, GenerationRequest, RequestFeed, RequestList, Window
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
 
@@ -136,20 +135,34 @@ def log_normal_requests(count: int, seed: int) -> list[GenerationRequest]:
     ]
 
 
+class StaticBatches:
+    """The same loop, given so many rows at a time: none joins before all are finished."""
+
+    def __init__(self, engine: DecodeEngine, rows: int) -> None:
+        self._engine, self._rows = engine, rows
+        self.model = engine.model
+
+    def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
+        requests = sorted(feed.take(2**31), key=lambda each: -len(str(each.prompt)))
+        for first in range(0, len(requests), self._rows):
+            some = RequestList(requests[first : first + self._rows])
+            yield from self._engine.generate(some, should_stop=should_stop)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
 def run_static(model: Int8Model, requests: Sequence[GenerationRequest], rows: int) -> Run:
-    engine = TransformersEngine(model, description(model), micro_batch_rows=rows)
-
-    def steps_of(batch: Window) -> int:
-        return max(result.completion_tokens for result in batch.results)
-
-    return timed(engine, requests, rows, steps_of)
+    limits = BatchLimits(rows=rows, encoded_rows=rows)
+    engine = StaticBatches(DecodeEngine(model, description(model), limits=limits), rows)
+    return timed(engine, requests, rows, lambda batch: batch.steps)
 
 
 def run_continuous(
     model: Int8Model, requests: Sequence[GenerationRequest], rows: int, cache_bytes: int | None
 ) -> Run:
     limits = BatchLimits(rows=rows, cache_bytes=cache_bytes, encoded_rows=4 * rows)
-    engine = ContinuousEngine(model, description(model), limits=limits)
+    engine = DecodeEngine(model, description(model), limits=limits)
     return timed(engine, requests, rows, lambda batch: batch.steps)
 
 

@@ -64,8 +64,8 @@ for your machine.
 
 Rows have {WORKLOAD.prompt_tokens} prompt tokens and {WORKLOAD.new_tokens} new ones, a shard has \
 {WORKLOAD.shard_rows}. Of the RAM, {CPU_MARGIN_BYTES / GIB:g} GiB are left to the worker itself. \
-The card of 8 GiB is planned with 7.0, for a desktop shows a picture too; its link and chip are \
-taken for a T4's. Sizes count blocks: a layer, the embedding, the head, or the norms.
+The card of 8 GiB is planned with 7.0, because a desktop's display takes some of it; its link and \
+chip are taken for a T4's. Sizes count blocks: a layer, the embedding, the head, or the norms.
 """
 CLOSING = """\
 How to read it:

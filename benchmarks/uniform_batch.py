@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from benchmarks.batching_models import description, forced_request
 from benchmarks.taking_turns import Cost, take_turns
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.decode.stopping import decode_text
 from engine.interface import RequestList
 from engine.model.loaded import Int8Model
@@ -51,7 +51,7 @@ class UniformBatch:
 
     def __init__(self, model: Int8Model, rows: int, new_tokens: int) -> None:
         self._model = model
-        self._engine = ContinuousEngine(
+        self._engine = DecodeEngine(
             model, description(model), limits=BatchLimits(rows=rows, encoded_rows=rows)
         )
         self._requests = [forced_request(key, PROMPT_TOKENS, new_tokens) for key in range(rows)]

@@ -12,12 +12,12 @@ import torch
 
 from engine.cache.format import CacheDtype
 from engine.checkpoint.folder import Checkpoint, load_tokenizer, open_checkpoint
-from engine.decode.engine_choice import make_engine
-from engine.decode.static_engine import DEFAULT_MICRO_BATCH_ROWS
+from engine.decode.engine import DecodeEngine
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.int8.linear import ComputeMode
 from engine.interface import Engine, LoadProgress, ModelDescription, ModelLoadError, ModelSource
 from engine.layout.families import family_of
+from engine.layout.support import require_supported, row_state_bytes
 from engine.model.loaded import Int8Model
 from engine.model.place import place_model
 from engine.model.whole import load_int8
@@ -85,7 +85,7 @@ def load_engine(
         workload=workload,
     )
     hooks = _Hooks(on_progress=on_progress, should_stop=should_stop)
-    checkpoint = open_checkpoint(source, **hooks)
+    checkpoint = open_checkpoint(source, accept=require_supported, **hooks)
     store = stores and store_for(source, checkpoint, stores, chosen, **hooks)
     if store:
         opened, tokenizer = _open(source, store, chosen, hooks)
@@ -95,13 +95,19 @@ def load_engine(
         placement = _placement(plan, limits)
     else:
         loaded = _load_whole(checkpoint, chosen, compute_mode, hooks)
-        limits = BatchLimits(rows=micro_batch_rows or DEFAULT_MICRO_BATCH_ROWS)
+        limits = BatchLimits(rows=micro_batch_rows or 16)
         placement = {}
     description = replace(
         _describe(source, loaded, compute_mode, time.perf_counter() - started), **placement
     )
     on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
-    return make_engine(loaded, description, limits=limits, cache_dtype=kv_cache)
+    return DecodeEngine(
+        loaded,
+        description,
+        limits=limits,
+        cache_dtype=kv_cache,
+        row_bytes=row_state_bytes(checkpoint.config, plain_dtype(chosen)),
+    )
 
 
 class _Hooks(TypedDict):

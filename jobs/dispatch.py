@@ -1,7 +1,7 @@
 """The only place that sends messages: «shard N may be run».
 
-The message is a doorbell. All state is in the ledger, so a message that is
-lost, late or delivered twice costs time at most.
+All state is in the ledger, so a message that is lost, late or delivered twice
+costs time at most.
 """
 
 from __future__ import annotations

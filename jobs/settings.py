@@ -145,28 +145,38 @@ def _setting(
 class Settings:
     """What one entry point was told; built once there and passed down."""
 
-    home: Path = _setting(None, _text_path, "state directory: database, embedded Redis, settings")
+    home: Path = _setting(
+        None,
+        _text_path,
+        "state directory: database, embedded Redis, settings (in the user's data directory)",
+    )
     database_url: str | None = _setting(
         None,
         _url("sqlite", "postgresql", "postgresql+psycopg"),
-        "results database (SQLite in home)",
+        "database of jobs and results (SQLite in the state directory)",
     )
     redis_url: str | None = _setting(
-        None, _url("redis", "rediss", "redis+socket"), "Redis (an embedded one in home)"
+        None,
+        _url("redis", "rediss", "redis+socket"),
+        "Redis, which carries messages to workers (an embedded one in the state directory)",
     )
-    catalogue: Path | None = _setting(None, _text_path, "TOML file with more models")
+    catalogue: Path | None = _setting(
+        None, _text_path, "TOML file with more models (catalogue.toml in the state directory)"
+    )
     stores: Path | None = _setting(
-        None, _text_path, "where int8 copies of models are kept (stores in home)"
+        None, _text_path, "folder for int8 copies of models (stores in the state directory)"
     )
     shard_size: int = _setting(256, _between(1, 100_000, int), "prompts per shard")
     micro_batch_rows: int | None = _setting(
         None,
         _between(1, 4096, int),
-        "most rows generated together (as many as the model's plan has)",
+        "most prompts generated together (as many as the model's plan has)",
         metavar="N",
     )
     shards_at_once: int = _setting(
-        2, _between(1, 8, int), "shards of a model whose prompts share a batch"
+        2,
+        _between(1, 8, int),
+        "shards of a model that a worker holds at once, their prompts in one batch",
     )
     device: Device = _setting("auto", _one_of("auto", "cuda", "cpu"), "where the model runs")
     compute_mode: ComputeMode = _setting(
@@ -180,13 +190,21 @@ class Settings:
         "float", _one_of("float", "int8"), "how keys and values are kept"
     )
     disk_readers: int = _setting(2, _between(1, 16, int), "threads that read weights from disk")
-    lease_seconds: float = _setting(60.0, _between(0.2, 86_400, float), "a shard's lease")
-    sweep_seconds: float = _setting(30.0, _between(0.1, 3_600, float), "time between two sweeps")
-    max_crashes: int = _setting(3, _between(1, 100, int), "deaths before work is split or failed")
-    sticky_seconds: float = _setting(
-        900.0, _between(0, 86_400, float), "longest run on one model while others wait"
+    lease_seconds: float = _setting(
+        60.0, _between(0.2, 86_400, float), "seconds that a shard stays with a silent worker"
     )
-    log_format: str = _setting("text", _one_of("text", "json"), "the worker's log lines")
+    sweep_seconds: float = _setting(30.0, _between(0.1, 3_600, float), "seconds between two sweeps")
+    max_crashes: int = _setting(
+        3,
+        _between(1, 100, int),
+        "deaths of workers before a shard is split, or its one prompt failed",
+    )
+    sticky_seconds: float = _setting(
+        900.0,
+        _between(0, 86_400, float),
+        "longest stay with one model, in seconds, while others wait",
+    )
+    log_format: str = _setting("text", _one_of("text", "json"), "form of the worker's log lines")
 
     @property
     def effective_database_url(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any, TypeVar
@@ -15,8 +16,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from engine.cache.format import CacheDtype
-from engine.decode.engine import ContinuousEngine
-from engine.decode.static_engine import TransformersEngine
+from engine.decode.engine import DecodeEngine
 from engine.interface import (
     Engine,
     GenerationRequest,
@@ -30,6 +30,7 @@ from engine.interface import (
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
 from engine.weights.passes import StreamTotals, WeightPasses
+from tests.oracle import Said, said_alone
 from tests.tiny_checkpoints import tiny_model, tiny_tokenizer
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def continuous(
     encoded_rows: int = 3,
     cache_dtype: CacheDtype = "float",
     passes: Callable[[Any], WeightPasses] | None = None,
-) -> ContinuousEngine:
+) -> DecodeEngine:
     """Our engine; passes makes what runs the model's forward passes."""
     model = loaded(alias)
     if passes is not None:
@@ -88,7 +89,7 @@ def continuous(
         prefill_tokens=prefill_tokens,
         encoded_rows=encoded_rows,
     )
-    return ContinuousEngine(model, description(alias), limits=limits, cache_dtype=cache_dtype)
+    return DecodeEngine(model, description(alias), limits=limits, cache_dtype=cache_dtype)
 
 
 def request(key: int, prompt: str, **parameters: Any) -> GenerationRequest:
@@ -106,23 +107,25 @@ def by_key(batches: Iterable[Window]) -> dict[int, GenerationResult]:
     return {result.key: result for result in results}
 
 
-Said = tuple[str | None, str | None, int]
-
-
 def said(result: GenerationResult) -> Said:
     return result.text, result.finish_reason, result.completion_tokens
 
 
 @cache
-def _stock_engine(alias: str) -> TransformersEngine:
-    return TransformersEngine(loaded(alias), description(alias), micro_batch_rows=1)
+def _stock_model(alias: str) -> Any:
+    return loaded(alias)
 
 
 @cache
 def alone(alias: str, prompt: str, parameters: SamplingParameters) -> Said:
     """What a request says by itself, from transformers' own generate()."""
-    asked = GenerationRequest(key=0, prompt=prompt, parameters=parameters)
-    return said(by_key(windows(_stock_engine(alias), [asked]))[0])
+    model = _stock_model(alias)
+    context = CONTEXT_TOKENS
+    if not model.model.config.is_encoder_decoder:
+        context -= len(model.tokenizer(prompt)["input_ids"])
+    fitting = replace(parameters, max_new_tokens=min(parameters.max_new_tokens, context))
+    asked = GenerationRequest(key=0, prompt=prompt, parameters=fitting)
+    return said_alone(model.model, model.tokenizer, asked)
 
 
 class TrickleFeed:

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from docs.reference.commands import commands
 from jobs.settings import ENVIRONMENT_PREFIX, Settings
 
+MOST_LINES_OF_README = 200
+# A path that begins so is that of a library's own file.
+LIBRARIES = {"celery"}
 ROOT = Path(__file__).resolve().parents[1]
 FENCED_BLOCK = re.compile(r"^(```+|~~~+)[^\n]*\n(?P<body>.*?)^\1\s*$", re.DOTALL | re.MULTILINE)
 # [text](target) and ![text](target "title")
@@ -81,6 +85,45 @@ def version() -> str:
 def test_the_readme_shows_the_command_to_type(command: str) -> None:
     typed = [line.removeprefix("$ ") for line in fenced_lines(read("README.md"))]
     assert [line for line in typed if line == command or line.startswith(f"{command} ")]
+
+
+def test_the_readme_has_at_most_two_hundred_lines() -> None:
+    assert len(read("README.md").splitlines()) <= MOST_LINES_OF_README
+
+
+def commands_typed_in(text: str) -> set[str]:
+    """The command lines of ours in fenced blocks and in code between backticks."""
+    inline = re.findall(r"`([^`\n]+)`", FENCED_BLOCK.sub("", text))
+    lines = (line.lstrip("!$ ") for line in [*fenced_lines(text), *inline])
+    return {line for line in lines if re.match(r"tgp-jobs [a-z]", line)}
+
+
+def unknown_words(line: str) -> set[str]:
+    """The command or the flags of a command line that do not exist."""
+    words = re.split(r"[#|\\]", line)[0].split()[1:]
+    known = {path: command for path, command in commands().items() if path.split()[0] == words[0]}
+    options = {flag for each in known.values() for option in each.params for flag in option.opts}
+    flags = {word for word in words[1:] if re.fullmatch(r"-[a-z]|--[a-z-]+", word)}
+    return (flags - options - {"--help"}) if known else {words[0]}
+
+
+@pytest.mark.parametrize("page", documentation(), ids=str)
+def test_every_command_and_flag_that_the_documentation_types_exists(page: Path) -> None:
+    lines = commands_typed_in(read(page))
+    assert {line: unknown for line in lines if (unknown := unknown_words(line))} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("tgp-jobs submit - --model x", set()),
+        ("tgp-jobs db upgrade  # --once", set()),
+        ("tgp-jobs submits x", {"submits"}),
+        ("tgp-jobs status 7kq2 --wach", {"--wach"}),
+    ],
+)
+def test_a_command_line_that_does_not_exist_is_noticed(line: str, unknown: set[str]) -> None:
+    assert unknown_words(line) == unknown
 
 
 @pytest.mark.parametrize(
@@ -163,14 +206,56 @@ def test_the_changelog_has_an_entry_for_the_version() -> None:
     assert version() in headings
 
 
-def test_the_readmes_file_tree_names_every_top_level_folder() -> None:
-    folders = {path.parts[0] for path in project_files() if len(path.parts) > 1}
+def top_level_folders() -> set[str]:
+    return {path.parts[0] for path in project_files() if len(path.parts) > 1}
+
+
+def test_the_file_tree_names_every_top_level_folder() -> None:
     shown = {
         match["name"]
-        for line in fenced_lines(read("README.md"))
+        for line in fenced_lines(read("docs/structures.md"))
         if (match := re.match(r"[\s|├└─`+-]*(?P<name>[\w.-]+)/(?:\s|$)", line))
     }
-    assert {folder for folder in folders if not folder.startswith(".")} - shown == set()
+    assert {each for each in top_level_folders() if not each.startswith(".")} - shown == set()
+
+
+def paths_named_in(text: str) -> set[str]:
+    """Paths of Python files, and of folders and files below our own folders, given as code."""
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)(?:::[^`]*)?`", FENCED_BLOCK.sub("", text))
+    return {
+        path
+        for path in named
+        if path.split("/")[0] not in LIBRARIES
+        and (path.endswith(".py") or ("/" in path and path.split("/")[0] in top_level_folders()))
+    }
+
+
+@pytest.mark.parametrize(
+    "page", [each for each in documentation() if each != Path("CHANGELOG.md")], ids=str
+)
+def test_every_file_that_the_documentation_names_is_there(page: Path) -> None:
+    assert {each for each in paths_named_in(read(page)) if not (ROOT / each).exists()} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("`jobs/store` and `jobs/new_job.py`", {"jobs/store", "jobs/new_job.py"}),
+        ("`tests/test_docs.py::test_links`", {"tests/test_docs.py"}),
+        ("`block_file.py`", {"block_file.py"}),
+        ("`state/stores` and jobs/store", set()),
+        ("`celery/worker/worker.py`", set()),
+        ("```\n`jobs/store`\n```\n", set()),
+    ],
+)
+def test_paths_are_read_from_code_in_prose(text: str, paths: set[str]) -> None:
+    assert paths_named_in(text) == paths
+
+
+def test_every_room_of_the_engine_is_among_the_structures() -> None:
+    files = (path for path in project_files() if path.parts[0] == "engine" and path.suffix == ".py")
+    rooms = {"/".join(path.parts[:2]) for path in files} - {"engine/__init__.py"}
+    assert rooms - paths_named_in(read("docs/structures.md")) == set()
 
 
 PROMISED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`")

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.offload.measure import Steps
 from engine.cache.format import CacheDtype
-from engine.decode.engine import ContinuousEngine
-from engine.decode.engine_choice import make_engine
+from engine.decode.engine import DecodeEngine
 from engine.int8.linear import ComputeMode
 from engine.interface import GenerationRequest, ModelDescription, RequestList, SamplingParameters
 from engine.model.place import PlacedModel
@@ -32,7 +31,7 @@ def engine_of(
     mode: ComputeMode,
     cache_dtype: CacheDtype,
     context_tokens: int,
-) -> ContinuousEngine:
+) -> DecodeEngine:
     """An engine around a placed model of random weights."""
     loaded = placed.with_tokenizer(_byte_tokenizer(), device)
     description = ModelDescription(
@@ -45,14 +44,14 @@ def engine_of(
         context_tokens=context_tokens,
         compute_mode=mode,
     )
-    engine = make_engine(loaded, description, limits=limits, cache_dtype=cache_dtype)
-    if not isinstance(engine, ContinuousEngine):
+    engine = DecodeEngine(loaded, description, limits=limits, cache_dtype=cache_dtype)
+    if not isinstance(engine, DecodeEngine):
         raise TypeError(f"{description.architecture} has no decode loop of ours")
     return engine
 
 
 def generate_by_engine(
-    engine: ContinuousEngine,
+    engine: DecodeEngine,
     passes: WeightPasses,
     *,
     is_encoder_decoder: bool,

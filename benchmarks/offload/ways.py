@@ -24,7 +24,7 @@ from transformers import (
 
 from benchmarks.offload.our_engine import engine_of
 from engine.cache.format import CacheDtype
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.device import plain_dtype
 from engine.int8.linear import ComputeMode
 from engine.model.place import place_model
@@ -68,7 +68,7 @@ class Loaded:
     passes: WeightPasses
     placement: str
     files: tuple[Path, ...]
-    engine: ContinuousEngine | None = None
+    engine: DecodeEngine | None = None
     mapped_bytes: int = 0
     close: Callable[[], None] = lambda: None
 

@@ -40,12 +40,20 @@ class ShapeUnknownError(BadInputError):
     "tgp-jobs plan ./my-model --prompt-tokens 512 --new-tokens 64 --device cpu --json",
 )
 @click.argument("model")
-@size_option("--disk", "For the int8 copy (what is free, less a margin)")
+@size_option("--disk", "Disk space for the int8 copy (what is free, less a margin)")
 @click.option(
-    "--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of each row."
+    "--prompt-tokens",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Prompt tokens of each row.",
 )
 @click.option(
-    "--new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of each row."
+    "--new-tokens",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="New tokens of each row.",
 )
 @click.option(
     "--speeds",

@@ -1,4 +1,4 @@
-"""`tgp-jobs submit`: store a file of prompts and ring for a worker."""
+"""`tgp-jobs submit`: store a file of prompts and tell the workers."""
 
 from __future__ import annotations
 

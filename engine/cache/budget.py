@@ -51,16 +51,20 @@ class CacheBudget:
     Attributes:
         bytes: For all of it; None where rows alone are bounded.
         token_bytes: Of a column of one row, in all layers.
+        row_bytes: Bytes of a row's states, whatever its length.
         source_token_bytes: The same of the cross cache.
     """
 
     bytes: int | None
     token_bytes: int
+    row_bytes: int = 0
     source_token_bytes: int = 0
 
     def cache_bytes(self, extent: CacheExtent) -> int:
         return extent.rows * (
-            extent.columns * self.token_bytes + extent.source_columns * self.source_token_bytes
+            self.row_bytes
+            + extent.columns * self.token_bytes
+            + extent.source_columns * self.source_token_bytes
         )
 
     def fits(self, rows: int, widest: Extent, held_bytes: int = 0) -> bool:

@@ -4,18 +4,22 @@ A stock model is given one of these caches and knows nothing of rows that come
 and go. One forward pass either decodes, and then every layer adds a column and
 reads all of its rows' columns, or prefills, and then every layer writes what
 it computes to the place that the new rows were given and attends to just that.
+States of recurrent layers are views of the memory in a decode pass, and are
+copied there after a prefill.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from transformers import Cache, EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache, cache_utils
 from transformers.cache_utils import CacheLayerMixin
 
 from engine.cache.memory import CacheMemory
+from engine.cache.shape import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +27,9 @@ class Place:
     """Where one forward pass reads and writes.
 
     Attributes:
-        rows: Of the store.
-        columns: That are there before the pass, and are attended to.
-        new_columns: That the pass writes.
+        rows: Rows of the memory.
+        columns: Columns that are there before the pass, and are attended to.
+        new_columns: Columns that the pass writes.
     """
 
     rows: slice
@@ -48,36 +52,47 @@ class Moving:
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's part of a place in a store."""
+    """One layer's keys and values at a place in the memory."""
 
     is_sliding = False
 
-    def __init__(self, store: CacheMemory, index: int, at: Moving) -> None:
-        self._store = store
-        self._index = index
-        self._at = at
+    def at(self, memory: CacheMemory, index: int, at: Moving) -> Any:
+        """This layer, working there."""
+        self._memory, self._index, self._at = memory, index, at
         self.is_initialized = True
+        return self
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        pass
+    def lazy_initialization(self, *args: Any, **options: Any) -> None:
+        if options:  # states, not keys and values
+            super().lazy_initialization(*args, **options)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the new states [R, H, T, D] and return what attention is to see."""
         place = self._at.place
-        self._store.write(self._index, place.rows, place.new_columns, key_states, value_states)
+        self._memory.write(self._index, place.rows, place.new_columns, key_states, value_states)
         if place.past == 0:
             return key_states, value_states
         return self.keys, self.values
 
     @property
     def keys(self) -> torch.Tensor:
-        return self._store.keys(self._index, self._at.place.rows, self._seen)
+        """Keys that attention sees, [R, H, C, D]; cross attention reads them without update()."""
+        return self._memory.keys(self._index, self._at.place.rows, self._seen)
+
+    @keys.setter
+    def keys(self, _nothing: None) -> None:
+        """What transformers' own layers set when they are made."""
 
     @property
     def values(self) -> torch.Tensor:
-        return self._store.values(self._index, self._at.place.rows, self._seen)
+        """Values that attention sees, [R, H, C, D]."""
+        return self._memory.values(self._index, self._at.place.rows, self._seen)
+
+    @values.setter
+    def values(self, _nothing: None) -> None:
+        """What transformers' own layers set when they are made."""
 
     @property
     def _seen(self) -> slice:
@@ -93,9 +108,41 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def cache_at(store: CacheMemory, at: Moving) -> Any:
+@cache
+def _both_class() -> Any:
+    """A layer with keys and values at a place in the memory, and states."""
+    # Made when it is needed: not every transformers has such layers.
+    base = cache_utils.LinearAttentionAndFullAttentionLayer
+    return type("_BothLayer", (_Layer, base), {})
+
+
+def cache_at(memory: CacheMemory, at: Moving) -> Any:
     """A decoder's cache whose layers work at this place, wherever that is by then."""
-    return Cache(layers=[_Layer(store, index, at) for index in range(store.layers)])
+
+    def layer(index: int, shape: LayerShape) -> Any:
+        if shape.kind == "attention":
+            return _Layer().at(memory, index, at)
+        if shape.kind == "both":
+            return _both_class()(number_of_states=shape.state_count).at(memory, index, at)
+        if shape.kind == "states":
+            return cache_utils.LinearAttentionLayer(number_of_states=shape.state_count)
+        return cache_utils.DummyLayer()
+
+    return Cache(layers=[layer(*each) for each in enumerate(memory.shape.layers)])
+
+
+def show_states(cache: Any, memory: CacheMemory, rows: int) -> None:
+    """Have a decode pass work on the states of the first rows."""
+    for index, shape in enumerate(memory.shape.layers):
+        if shape.has_states:
+            memory.show_states(index, rows, cache.layers[index])
+
+
+def keep_states(cache: Any, memory: CacheMemory, rows: slice) -> None:
+    """Keep what a prefill left in a cache's layers, for these rows."""
+    for index, shape in enumerate(memory.shape.layers):
+        if shape.has_states:
+            memory.write_states(index, rows, cache.layers[index])
 
 
 def with_cross_states(own: Any, cross: Any, *, is_filled: bool) -> Any:

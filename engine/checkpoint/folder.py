@@ -13,15 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoTokenizer
 
-from engine.checkpoint.hub import download_snapshot
+from engine.checkpoint.architecture import model_class_of, text_half_of
+from engine.checkpoint.hub import download_config, download_snapshot
 from engine.interface import LoadProgress, ModelLoadError, ModelSource
 from engine.quiet import quiet_libraries
 
@@ -47,13 +42,16 @@ class Checkpoint:
 
     Attributes:
         folder: Holds config.json, tokenizer files and weights.
-        config: The transformers configuration.
+        config: The transformers configuration; of a model of text and images,
+            that of the text half.
+        is_text_half: Whether the folder holds a model of text and images.
         model_class: The transformers class that generates from it.
         weight_files: Every file of the weights, all present.
     """
 
     folder: Path
     config: Any
+    is_text_half: bool = False
     model_class: Any
     weight_files: tuple[Path, ...]
 
@@ -63,8 +61,16 @@ def open_checkpoint(
     *,
     on_progress: Callable[[LoadProgress], None],
     should_stop: Callable[[], bool],
+    accept: Callable[[Any], None] = lambda _config: None,
 ) -> Checkpoint:
     """Find or download a checkpoint and check it.
+
+    Args:
+        source: The model.
+        on_progress: Told stage "download" in bytes.
+        should_stop: Asked during the download.
+        accept: Given the configuration before weights are downloaded; what it
+            raises ends this.
 
     Raises:
         ModelLoadError: It is not there, not complete or not a model that
@@ -79,18 +85,24 @@ def open_checkpoint(
                 "catalogue, or give a `hub_id` to download it"
             )
     elif source.hub_id is not None:
+        if (known := download_config(source)) is not None:
+            accept(text_half_of(_configuration(known)))
         folder = download_snapshot(source, on_progress=on_progress, should_stop=should_stop)
     else:
         raise ModelLoadError(
             f"model {source.alias}: the catalogue gives neither a hub_id nor a folder; add one"
         )
     _read_json(folder / "config.json", what="a Hugging Face checkpoint folder holds one")
-    config = _configuration(folder)
+    whole = _configuration(folder)
+    config = text_half_of(whole)
     _require_tokenizer(folder)
+    model_class = _model_class(config, folder)
+    accept(config)
     return Checkpoint(
         folder=folder,
         config=config,
-        model_class=_model_class(config, folder),
+        is_text_half=config is not whole,
+        model_class=model_class,
         weight_files=_weight_files(folder),
     )
 
@@ -129,21 +141,13 @@ def _configuration(folder: Path) -> Any:
 
 def _model_class(config: Any, folder: Path) -> Any:
     """The class that generates text from this configuration."""
-    kind = type(config)
-    if getattr(config, "is_encoder_decoder", False):
-        if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-            return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[kind]
-    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING and not _is_encoder_only(config):
-        return MODEL_FOR_CAUSAL_LM_MAPPING[kind]
-    raise ModelLoadError(
-        f"{folder} holds a {config.model_type} model, which is neither a causal language model "
-        "nor an encoder-decoder and cannot generate text; choose one of those"
-    )
-
-
-def _is_encoder_only(config: Any) -> bool:
-    """BERT and its kin have a causal head too, which no published weights fit."""
-    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    found = model_class_of(config)
+    if found is None:
+        raise ModelLoadError(
+            f"{folder} holds a {config.model_type} model, which is neither a causal language "
+            "model nor an encoder-decoder and cannot generate text; choose one of those"
+        )
+    return found
 
 
 def _require_tokenizer(folder: Path) -> None:

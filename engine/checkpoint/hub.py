@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HFValidationError,
@@ -32,6 +32,21 @@ _PICKLES = ("pytorch_model*.bin",)
 
 
 _LOOKUP_TIMEOUT_SECONDS = 10.0
+
+
+def download_config(source: ModelSource) -> Path | None:
+    """The folder of a hub model's config.json, which is small; None if the hub does not answer."""
+    try:
+        return Path(
+            hf_hub_download(
+                str(source.hub_id),
+                "config.json",
+                revision=source.revision,
+                etag_timeout=_LOOKUP_TIMEOUT_SECONDS,
+            )
+        ).parent
+    except (HTTPError, OSError, HFValidationError):
+        return None  # download_snapshot has the words for it
 
 
 def download_snapshot(

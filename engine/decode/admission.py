@@ -24,6 +24,8 @@ class RowLimit:
         self._before = rows
         # Prompts that an encoder takes at once; as many as it likes at first.
         self.encoded_rows = _UNLIMITED
+        # Whether a pass of the encoder has to wait until no row is in the batch.
+        self.encodes_alone = False
 
     def halve(self, in_flight: int) -> None:
         """So many were too many; rounded up, so that a number that fits is not passed over."""

@@ -20,7 +20,15 @@ import torch
 
 from engine.cache.budget import CacheBudget, CacheExtent, Extent
 from engine.cache.memory import CacheMemory
-from engine.cache.transformers_cache import NOWHERE, Moving, Place, cache_at, with_cross_states
+from engine.cache.transformers_cache import (
+    NOWHERE,
+    Moving,
+    Place,
+    cache_at,
+    keep_states,
+    show_states,
+    with_cross_states,
+)
 from engine.decode.forward import ForwardCalls
 from engine.decode.row import Row
 
@@ -80,7 +88,7 @@ class Batch:
             most_rows: That there will ever be.
         """
         self._joining = list(joining)
-        longest = max((len(row.decoder_tokens) for row in joining), default=1)
+        longest = max((len(row.tokens) for row in joining), default=1)
         has_shape = (
             reserved_rows <= self._extent.rows
             and widest.tokens <= self._extent.columns
@@ -101,8 +109,8 @@ class Batch:
     def decoding(self) -> Forward:
         """The pass that gives each row its next token; there must be rows."""
         cached = [row.cached_tokens for row in self.rows]
-        tokens = [row.progress.token_ids[-1] for row in self.rows]
-        sources = [row.extent.source_tokens for row in self.rows]
+        tokens = [row.tokens[-1] for row in self.rows]
+        sources = [len(row.source_tokens) for row in self.rows]
         self._decoding.place = Place(
             rows=slice(0, len(cached)),
             columns=slice(self._edge - max(cached), self._edge),
@@ -114,6 +122,8 @@ class Batch:
                 columns=slice(0, max(sources)),
                 new_columns=slice(max(sources), max(sources)),
             )
+        if self._own.shape.has_states:
+            show_states(self._decode_cache, self._own, len(cached))
         return lambda: self._calls.decode(tokens, cached, self._decode_cache, sources)
 
     def starting(self, first: int, count: int) -> Forward:
@@ -121,7 +131,7 @@ class Batch:
         rows = self._joining[first : first + count]
         begin = len(self.rows) + first
         edge = self._edge + 1
-        longest = max(len(row.decoder_tokens) for row in rows)
+        longest = max(len(row.tokens) for row in rows)
         place = Place(
             rows=slice(begin, begin + count),
             columns=slice(edge - longest, edge - longest),
@@ -129,8 +139,7 @@ class Batch:
         )
         cache = cache_at(self._own, Moving(place))
         if self._cross is None:
-            prompts = [row.decoder_tokens for row in rows]
-            return lambda: self._calls.prefill(prompts, cache)
+            return lambda: self._prefill([row.tokens for row in rows], cache, place.rows)
         states = [row.states for row in rows]
         written = Place(
             rows=place.rows,
@@ -142,18 +151,19 @@ class Batch:
 
     def take_in(self, place: int, cache: Any) -> None:
         """Copy what a joining row's own cache holds to its place; before step_over()."""
-        tokens = len(self._joining[place].decoder_tokens)
+        tokens = len(self._joining[place].tokens)
         row = slice(len(self.rows) + place, len(self.rows) + place + 1)
         columns = slice(self._edge + 1 - tokens, self._edge + 1)
         for layer, states in enumerate(cache.layers):
-            self._own.write(layer, row, columns, states.keys, states.values)
+            if states.keys is not None:
+                self._own.write(layer, row, columns, states.keys, states.values)
 
     def step_over(self) -> None:
         """The step's passes are done: the edge moves on, and joining rows are there."""
         for row in self.rows:
             row.cached_tokens += 1
         for row in self._joining:
-            row.cached_tokens = len(row.decoder_tokens)
+            row.cached_tokens = len(row.tokens)
             row.states = None
         self.rows += self._joining
         self._joining = []
@@ -182,6 +192,12 @@ class Batch:
             self._cross.release()
         return rows
 
+    def _prefill(self, prompts: Sequence[list[int]], cache: Any, rows: slice) -> torch.Tensor:
+        logits = self._calls.prefill(prompts, cache)
+        if self._own.shape.has_states:
+            keep_states(cache, self._own, rows)
+        return logits
+
     @property
     def _width(self) -> int:
         return max((row.cached_tokens for row in self.rows), default=0)
@@ -189,7 +205,7 @@ class Batch:
     def _copy(self, row: Row, source: int, target: int) -> None:
         self._own.copy_row(source, target, slice(self._edge - row.cached_tokens, self._edge))
         if self._cross is not None:
-            self._cross.copy_row(source, target, slice(0, row.extent.source_tokens))
+            self._cross.copy_row(source, target, slice(0, len(row.source_tokens)))
 
     def _move(self, extent: CacheExtent, *, edge: int) -> None:
         width = self._width
@@ -204,7 +220,7 @@ class Batch:
             self._extent.rows,
             self._extent.source_columns,
         ):
-            sources = max((row.extent.source_tokens for row in self.rows), default=0)
+            sources = max((len(row.source_tokens) for row in self.rows), default=0)
             self._cross.reshape(
                 rows=extent.rows,
                 columns=extent.source_columns,

@@ -1,4 +1,4 @@
-"""The engine with our own decode loop, on stock modules of transformers."""
+"""The engine: our own decode loop on stock modules of transformers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from transformers import GenerationConfig
 
 from engine.cache.budget import CacheBudget
 from engine.cache.format import CacheDtype, FloatFormat, cache_format
-from engine.cache.memory import CacheMemory, cache_shape_of
+from engine.cache.memory import CacheMemory
+from engine.cache.shape import cache_shape_of
 from engine.decode.admission import Admission, RowLimit
 from engine.decode.batch import Batch
 from engine.decode.forward import ForwardCalls
 from engine.decode.loop import DecodeLoop
 from engine.decode.out_of_memory import is_out_of_memory
-from engine.decode.prompts import PromptEncoder
+from engine.decode.prompts import RowMaker
 from engine.decode.special_tokens import special_tokens_of
-from engine.decode.waiting import RowMaker, WaitingPrompts
+from engine.decode.waiting import WaitingRows
 from engine.decode.window import WindowCounter
 from engine.device import free_unused_memory, plain_dtype
 from engine.interface import ModelDescription, RequestFeed, Window
-from engine.layout.families import family_of
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
 from engine.quiet import quiet_libraries
 
 # Prompts that are looked at together, so that there is a choice of whom to admit.
 LEAST_LOOK_AHEAD = 64
-
-
 # For each row there may be, how many may be admitted before one that waits longer.
 PATIENCE = 4
 
 
-class ContinuousEngine:
+class DecodeEngine:
     """An Engine over one loaded model; see DecodeLoop for how it generates.
 
     The number of rows starts at the limits' and is halved when memory runs
@@ -47,50 +45,47 @@ class ContinuousEngine:
         *,
         limits: BatchLimits,
         cache_dtype: CacheDtype = "float",
+        row_bytes: int = 0,
     ) -> None:
         """Wrap a loaded model.
 
         Args:
-            loaded: One that supports_continuous().
+            loaded: The model.
             description: What is told of it.
             limits: The memory there is for rows.
             cache_dtype: What its KV cache is kept as.
+            row_bytes: Bytes of a row's states, for a model that has some.
 
         Raises:
             ValueError: The limits leave no row.
+            UnsupportedLayersError: The model's layers cache something else.
         """
         self._model = description
         self._limits = limits
         self._row_limit = RowLimit(limits.rows)
         self._format = cache_format(cache_dtype)
         self._loaded: Int8Model | None = loaded
-        self._family = family_of(loaded.model.config)
+        self._is_encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
         special = special_tokens_of(loaded.model, loaded.tokenizer)
         # What a checkpoint says of generation must not leak into a call.
         loaded.model.generation_config = GenerationConfig()
-        bos = loaded.tokenizer.bos_token_id
-        self._encoder = PromptEncoder(
-            tokenizer=loaded.tokenizer,
-            family=self._family,
-            context_tokens=description.context_tokens,
-            vocabulary_rows=loaded.model.get_input_embeddings().weight.shape[0],
-            blank_token_ids=(special.eos if bos is None else (bos,))[:1],
-        )
         self._shape = cache_shape_of(loaded.model.config)
         dtype = plain_dtype(loaded.device)
         token_bytes = self._shape.token_bytes(self._format, dtype)
-        is_encoder_decoder = self._family.is_encoder_decoder
         self._budget = CacheBudget(
             bytes=limits.cache_bytes,
+            row_bytes=row_bytes,
             token_bytes=token_bytes,
-            source_token_bytes=token_bytes if is_encoder_decoder else 0,
+            source_token_bytes=token_bytes if self._is_encoder_decoder else 0,
         )
-        self._rows = RowMaker(
+        self._maker = RowMaker(
             tokenizer=loaded.tokenizer,
             special_tokens=special,
-            is_encoder_decoder=is_encoder_decoder,
-            part_tokens=limits.prefill_tokens,
-            part_token_bytes=self._shape.token_bytes(FloatFormat(), dtype),
+            is_encoder_decoder=self._is_encoder_decoder,
+            context_tokens=description.context_tokens,
+            vocabulary_rows=loaded.model.get_input_embeddings().weight.shape[0],
+            chunk_tokens=None if self._shape.has_states else limits.prefill_tokens,
+            chunk_token_bytes=self._shape.token_bytes(FloatFormat(), dtype),
         )
         self._running: DecodeLoop | None = None
 
@@ -105,7 +100,7 @@ class ContinuousEngine:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the KV cache, as allocated now."""
+        """Bytes of the KV cache, as allocated now."""
         return self._running.cache_bytes if self._running is not None else 0
 
     def generate(self, feed: RequestFeed, *, should_stop: Callable[[], bool]) -> Iterator[Window]:
@@ -120,7 +115,7 @@ class ContinuousEngine:
                 if loop.window.results:
                     yield self._close_window(loop)
         finally:
-            loop.alive.clear()
+            loop.batch.clear()
             self._running = None
 
     def close(self) -> None:
@@ -157,31 +152,30 @@ class ContinuousEngine:
         return closed
 
     def _loop(self, loaded: Int8Model, feed: RequestFeed) -> DecodeLoop:
-        calls = ForwardCalls(
-            loaded.model, self._family, loaded.device, self._rows.special_tokens.pad
-        )
-        is_encoder_decoder = self._family.is_encoder_decoder
-        alive = Batch(
+        special = self._maker.special_tokens
+        calls = ForwardCalls(loaded.model, self._shape, loaded.device, special.pad)
+        batch = Batch(
             calls,
-            self._store(loaded),
-            self._store(loaded) if is_encoder_decoder else None,
+            self._memory(loaded),
+            self._memory(loaded) if self._is_encoder_decoder else None,
             self._budget,
-            self._rows.start_token,
+            special.start,
         )
         look_ahead = max(LEAST_LOOK_AHEAD, 2 * self._limits.rows, self._limits.encoded_rows)
         return DecodeLoop(
             calls=calls,
             passes=loaded.passes,
-            alive=alive,
-            waiting=WaitingPrompts(feed, self._encoder, self._rows.reservation, look_ahead),
-            rows=self._rows,
+            batch=batch,
+            waiting=WaitingRows(feed, self._maker, look_ahead),
             feed=feed,
             limits=self._limits,
             row_limit=self._row_limit,
             admission=Admission(budget=self._budget, patience=PATIENCE * self._limits.rows),
             window=WindowCounter(passes=loaded.passes),
+            tokenizer=loaded.tokenizer,
+            is_encoder_decoder=self._is_encoder_decoder,
             device=self._model.device,
         )
 
-    def _store(self, loaded: Int8Model) -> CacheMemory:
+    def _memory(self, loaded: Int8Model) -> CacheMemory:
         return CacheMemory(self._shape, self._format, loaded.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.decode.prompts import EncodedPrompt
+from engine.decode.row import Row
 from engine.interface import RequestError
 
 
@@ -20,12 +20,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in message or "CUBLAS_STATUS_ALLOC_FAILED" in message
 
 
-def out_of_memory(prompt: EncodedPrompt, device: str) -> RequestError:
+def out_of_memory(row: Row, device: str) -> RequestError:
     """What a prompt that fits nowhere is told."""
     return RequestError(
         code="out_of_memory",
         message=(
-            f"{len(prompt.token_ids)} prompt tokens and up to {prompt.max_new_tokens} new ones do "
+            f"{row.prompt_tokens} prompt tokens and up to {row.max_new_tokens} new ones do "
             f"not fit in the memory of {device} beside the model, even alone; shorten the prompt, "
             "lower max_new_tokens or free memory that other programs hold"
         ),

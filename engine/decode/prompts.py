@@ -1,4 +1,4 @@
-"""Prompts as token ids, and the prompts that cannot be run."""
+"""From requests to rows: a prompt's tokens, and the prompts that cannot be run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from engine.cache.budget import Extent
+from engine.decode.admission import Reservation
+from engine.decode.row import Row, RowTimes, seeded
+from engine.decode.special_tokens import SpecialTokens
+from engine.decode.stopping import StopStringWatch
 from engine.interface import ChatMessage, GenerationRequest, RequestError
-from engine.layout.families import Family
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedPrompt:
-    """A request with its tokens; max_new_tokens is what the context leaves room for."""
-
-    request: GenerationRequest
-    token_ids: tuple[int, ...]
-    max_new_tokens: int
 
 
 class RefusedPromptError(Exception):
@@ -31,33 +26,62 @@ class RefusedPromptError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptEncoder:
-    """Encodes requests for one model.
+class RowMaker:
+    """Makes rows of one model's requests; what a request leaves open is filled in here.
 
     Attributes:
         tokenizer: A transformers tokenizer.
-        family: Decides whether prompt and completion share the context.
-        context_tokens: The model's limit, or None.
+        special_tokens: The checkpoint's special tokens.
+        is_encoder_decoder: Whether the prompt goes to an encoder, so that prompt
+            and completion do not share the context.
+        context_tokens: The longest prompt plus completion, or None.
         vocabulary_rows: Rows of the embedding; a larger token id would be
             read past its end, which on CUDA takes the whole process down.
-        blank_token_ids: What stands for a prompt of no tokens: the model's
-            first of bos and eos, or nothing.
+        chunk_tokens: Prompt tokens in one pass; a longer prompt is read in
+            chunks. None if every prompt is read whole.
+        chunk_token_bytes: Bytes of a token in the cache of a prompt that is read
+            in chunks.
     """
 
     tokenizer: Any
-    family: Family
+    special_tokens: SpecialTokens
+    is_encoder_decoder: bool
     context_tokens: int | None
     vocabulary_rows: int
-    blank_token_ids: tuple[int, ...]
+    chunk_tokens: int | None = None
+    chunk_token_bytes: int = 0
 
-    def encode(self, request: GenerationRequest) -> EncodedPrompt:
-        """The prompt's tokens.
+    def row(self, request: GenerationRequest, taken: float) -> Row:
+        """A row without new tokens.
+
+        Args:
+            request: What is asked for.
+            taken: When it was taken off the feed, by time.perf_counter().
 
         Raises:
             RefusedPromptError: prompt_too_long, empty_prompt, no_chat_template,
                 invalid_chat or invalid_text.
         """
-        token_ids = self._token_ids(request.prompt) or self.blank_token_ids
+        prompt = self._checked_token_ids(request.prompt)
+        max_new_tokens = self._max_new_tokens(len(prompt), request.parameters.max_new_tokens)
+        parameters = request.parameters
+        stated = parameters.eos_token_ids
+        start = (self.special_tokens.start,) if self.is_encoder_decoder else prompt
+        return Row(
+            request=request,
+            source_tokens=prompt if self.is_encoder_decoder else (),
+            tokens=list(start),
+            given_tokens=len(start),
+            max_new_tokens=max_new_tokens,
+            end_tokens=frozenset(self.special_tokens.eos if stated is None else stated),
+            reservation=self._reservation(len(prompt), max_new_tokens),
+            watch=StopStringWatch(self.tokenizer, parameters.stop),
+            times=RowTimes(taken=taken),
+            generator=seeded(parameters.seed) if parameters.temperature > 0 else None,
+        )
+
+    def _checked_token_ids(self, prompt: str | tuple[ChatMessage, ...]) -> tuple[int, ...]:
+        token_ids = self._token_ids(prompt) or self.special_tokens.blank
         if not token_ids:
             raise RefusedPromptError(
                 "empty_prompt",
@@ -71,19 +95,13 @@ class PromptEncoder:
                 f"{self.vocabulary_rows}; leave that special token out of the prompt",
                 prompt_tokens=len(token_ids),
             )
-        room = self._room_tokens(len(token_ids))
-        wanted = request.parameters.max_new_tokens
-        return EncodedPrompt(
-            request=request,
-            token_ids=token_ids,
-            max_new_tokens=wanted if room is None else min(wanted, room),
-        )
+        return token_ids
 
-    def _room_tokens(self, prompt_tokens: int) -> int | None:
-        """How many new tokens the context has room for; None without a limit."""
+    def _max_new_tokens(self, prompt_tokens: int, wanted: int) -> int:
+        """New tokens that the context leaves room for."""
         if self.context_tokens is None:
-            return None
-        shares_context = not self.family.is_encoder_decoder
+            return wanted
+        shares_context = not self.is_encoder_decoder
         if prompt_tokens + shares_context > self.context_tokens:
             raise RefusedPromptError(
                 "prompt_too_long",
@@ -92,7 +110,16 @@ class PromptEncoder:
                 "shorten the prompt or choose a model with a longer context",
                 prompt_tokens=prompt_tokens,
             )
-        return self.context_tokens - prompt_tokens if shares_context else self.context_tokens
+        return min(wanted, self.context_tokens - (prompt_tokens if shares_context else 0))
+
+    def _reservation(self, prompt_tokens: int, max_new_tokens: int) -> Reservation:
+        if self.is_encoder_decoder:
+            return Reservation(extent=Extent(1 + max_new_tokens, prompt_tokens))
+        is_chunked = self.chunk_tokens is not None and prompt_tokens > self.chunk_tokens
+        return Reservation(
+            extent=Extent(prompt_tokens + max_new_tokens),
+            held_bytes=prompt_tokens * self.chunk_token_bytes if is_chunked else 0,
+        )
 
     def _token_ids(self, prompt: str | tuple[ChatMessage, ...]) -> tuple[int, ...]:
         is_text = isinstance(prompt, str)

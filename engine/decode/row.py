@@ -1,16 +1,29 @@
-"""One row from its prompt to its result."""
+"""One prompt from the feed to its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from engine.cache.budget import Extent
+import torch
+
 from engine.decode.admission import Reservation
-from engine.decode.choice import ChosenToken, TokenChoice
-from engine.decode.prompts import EncodedPrompt
-from engine.decode.stopping import RowProgress, cut_at_stop, decode_text
-from engine.interface import GenerationResult, RequestError, TokenLogprobs
+from engine.decode.stopping import StopStringWatch, cut_at_stop, decode_text
+from engine.interface import GenerationRequest, GenerationResult, RequestError, TokenLogprobs
+
+FinishReason = Literal["stop", "length"]
+
+# torch.Generator takes 64 bits; a negative seed means its two's complement.
+_SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenToken:
+    """A token; logprob and top (token id, logprob) only if they were asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -25,65 +38,106 @@ class RowTimes:
 
 @dataclass(kw_only=True, eq=False)
 class Row:
-    """A prompt that was admitted.
+    """A prompt with its tokens, from being taken off the feed to its result.
 
     Attributes:
-        prompt: With its request.
-        decoder_tokens: What its decoder reads first: the prompt, or for an
-            encoder-decoder the start token.
-        reservation: What it may come to take.
-        progress: Its new tokens.
-        choice: How they are chosen.
-        eos: What ends it.
-        times: For its result.
-        cached_tokens: Of its decoder's, those that are in the cache.
+        request: What was asked for.
+        source_tokens: Token ids that an encoder reads; empty for a causal model.
+        tokens: Token ids that the decoder reads, with new ones at the end.
+        given_tokens: Number of tokens before the first new one: the prompt, or
+            an encoder-decoder's start token.
+        max_new_tokens: Upper bound on new tokens.
+        end_tokens: Token ids that end the row.
+        reservation: Memory that the row takes at its longest.
+        watch: Finds stop strings in the new tokens.
+        times: When things happened to it.
+        generator: Source of random numbers; None for a greedy row.
+        cached_tokens: Number of tokens whose keys and values are in the cache.
         states: The encoder's output [S, W] until it is in the cross cache.
+        told: The chosen tokens, if their log-probabilities were asked for.
+        finish_reason: Why the row is finished; None while it is not.
     """
 
-    prompt: EncodedPrompt
-    decoder_tokens: tuple[int, ...]
+    request: GenerationRequest
+    source_tokens: tuple[int, ...] = ()
+    tokens: list[int]
+    given_tokens: int
+    max_new_tokens: int
+    end_tokens: frozenset[int]
     reservation: Reservation
-    progress: RowProgress
-    choice: TokenChoice
-    eos: frozenset[int]
+    watch: StopStringWatch
     times: RowTimes
+    generator: torch.Generator | None = None
     cached_tokens: int = 0
     states: Any = None
     told: list[ChosenToken] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
 
     @property
     def key(self) -> int:
-        return self.prompt.request.key
+        return self.request.key
 
     @property
-    def extent(self) -> Extent:
-        """At its longest, in the cache."""
-        return self.reservation.extent
+    def new_tokens(self) -> list[int]:
+        return self.tokens[self.given_tokens :]
 
     @property
-    def prefill_tokens(self) -> int:
-        """That go through the model before its first new one."""
-        return max(len(self.decoder_tokens), self.extent.source_tokens)
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return len(self.source_tokens) or self.given_tokens
+
+    @property
+    def unread_tokens(self) -> int:
+        """Number of tokens that go through the model before the next new one."""
+        return max(len(self.tokens), len(self.source_tokens))
 
     @property
     def is_finished(self) -> bool:
-        return self.progress.finish_reason is not None
+        return self.finish_reason is not None
+
+    @property
+    def holds_back_end(self) -> bool:
+        """Whether the next token may not end the row."""
+        so_far = len(self.tokens) - self.given_tokens
+        return bool(self.end_tokens) and so_far < self.request.parameters.min_new_tokens
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next token is just the likeliest."""
+        return (
+            self.generator is None
+            and self.request.parameters.repetition_penalty == 1.0
+            and not self.holds_back_end
+        )
 
     def append(self, chosen: ChosenToken, now: float) -> None:
-        """Take the next token."""
-        self.progress.append(chosen.token_id, self.eos)
-        self.choice.seen.append(chosen.token_id)
+        """Take the next token and see whether it is the last."""
+        self.tokens.append(chosen.token_id)
         self.times.first_token = self.times.first_token or now
         self.times.last_token = now
         if chosen.logprob is not None:
             self.told.append(chosen)
+        if chosen.token_id in self.end_tokens or self.watch.is_found(self.new_tokens):
+            self.finish_reason = "stop"
+        elif len(self.tokens) - self.given_tokens >= self.max_new_tokens:
+            self.finish_reason = "length"
+
+    def restart(self) -> None:
+        """Begin anew, as if the row had just been taken off the feed."""
+        del self.tokens[self.given_tokens :]
+        self.told.clear()
+        self.watch.restart()
+        self.times = RowTimes(taken=self.times.taken)
+        self.cached_tokens, self.states, self.finish_reason = 0, None, None
+        if self.generator is not None:
+            self.generator = seeded(self.request.parameters.seed)
 
     def result(self, tokenizer: Any) -> GenerationResult:
         """What is told of a finished row."""
-        parameters = self.prompt.request.parameters
-        token_ids = self.progress.token_ids
+        parameters = self.request.parameters
+        new_tokens = self.new_tokens
         # An end token that the tokenizer does not know as special is no text either.
-        spoken = token_ids[:-1] if token_ids[-1] in self.eos else token_ids
+        spoken = new_tokens[:-1] if new_tokens[-1] in self.end_tokens else new_tokens
         text, was_cut = cut_at_stop(decode_text(tokenizer, spoken), parameters.stop)
         if parameters.echo:
             text = self._prompt_text(tokenizer) + text
@@ -95,32 +149,41 @@ class Row:
         return GenerationResult(
             key=self.key,
             text=text,
-            finish_reason="stop" if was_cut else self.progress.finish_reason,
-            prompt_tokens=len(self.prompt.token_ids),
-            completion_tokens=len(token_ids),
+            finish_reason="stop" if was_cut else self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=len(new_tokens),
             waiting_seconds=started - times.taken,
             prefill_seconds=first - started,
             decode_seconds=last - first,
             logprobs=self._logprobs(tokenizer),
         )
 
+    def failed(self, error: RequestError) -> GenerationResult:
+        """The result of a row that has no text."""
+        return failed_request(self.key, error, self.prompt_tokens)
+
     def _prompt_text(self, tokenizer: Any) -> str:
-        prompt = self.prompt.request.prompt
+        prompt = self.request.prompt
+        if isinstance(prompt, str):
+            return prompt
         # Of a chat, what its template made of it.
-        return prompt if isinstance(prompt, str) else decode_text(tokenizer, self.prompt.token_ids)
+        return decode_text(tokenizer, self.source_tokens or self.tokens[: self.given_tokens])
 
     def _logprobs(self, tokenizer: Any) -> tuple[TokenLogprobs, ...] | None:
-        if self.prompt.request.parameters.logprobs is None:
+        if self.request.parameters.logprobs is None:
             return None
         return tuple(_told(tokenizer, each) for each in self.told)
 
 
-def failed(prompt: EncodedPrompt, error: RequestError) -> GenerationResult:
-    """The result of a prompt that has none."""
-    return failed_request(prompt.request.key, error, len(prompt.token_ids))
+def seeded(seed: int) -> torch.Generator:
+    """A row's own source of random numbers."""
+    # On the CPU whatever the model's device, so that a seed means the same
+    # stream of numbers on every box.
+    return torch.Generator(device="cpu").manual_seed(seed & _SEED_MASK)
 
 
 def failed_request(key: int, error: RequestError, prompt_tokens: int) -> GenerationResult:
+    """The result of a request that has no text."""
     return GenerationResult(
         key=key,
         text=None,

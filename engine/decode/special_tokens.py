@@ -12,13 +12,16 @@ class SpecialTokens:
 
     Attributes:
         eos: Every token that ends a completion; may be empty.
-        pad: Fills up rows; masked, so any token will do.
-        decoder_start: An encoder-decoder's first decoder token.
+        pad: Token that fills up rows; masked, so any token will do.
+        start: Token that an encoder-decoder's decoder reads first.
+        blank: Stands for a prompt of no tokens: the first of the
+            beginning-of-text and end tokens, or nothing.
     """
 
     eos: tuple[int, ...]
     pad: int
-    decoder_start: int | None
+    start: int
+    blank: tuple[int, ...] = ()
 
 
 def special_tokens_of(model: Any, tokenizer: Any) -> SpecialTokens:
@@ -34,13 +37,17 @@ def special_tokens_of(model: Any, tokenizer: Any) -> SpecialTokens:
     )
     eos_ids = tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
     pads = (tokenizer.pad_token_id, stated.pad_token_id, *eos_ids, 0)
+    pad = next(int(pad) for pad in pads if pad is not None)
     starts = (
         stated.decoder_start_token_id,
         getattr(model.config, "decoder_start_token_id", None),
         stated.bos_token_id,
+        pad,
     )
+    bos = tokenizer.bos_token_id
     return SpecialTokens(
         eos=eos_ids,
-        pad=next(int(pad) for pad in pads if pad is not None),
-        decoder_start=next((int(start) for start in starts if start is not None), None),
+        pad=pad,
+        start=next(int(start) for start in starts if start is not None),
+        blank=(eos_ids if bos is None else (int(bos),))[:1],
     )

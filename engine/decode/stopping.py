@@ -1,19 +1,9 @@
-"""When a row is finished: end of sequence, a stop string, or its length.
-
-generate() knows one length for a whole batch; here every row has its own, and
-its own stop strings, which may span tokens.
-"""
+"""Stop strings, which may span tokens, and the text of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
-
-FinishReason = Literal["stop", "length"]
-
+from collections.abc import Sequence
+from typing import Any
 
 # What a byte-level tokenizer decodes an unfinished UTF-8 sequence to.
 _REPLACEMENT_CHARACTER = "\ufffd"
@@ -46,6 +36,10 @@ class StopStringWatch:
         self._tokenizer = tokenizer
         self._stop = tuple(string for string in stop if string)
         self._tail_characters = max((len(string) for string in self._stop), default=0)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget every token."""
         self._context_start = 0  # tokens before it are not decoded again
         self._read = 0  # tokens before it are in the tail already
         self._tail = ""
@@ -64,66 +58,3 @@ class StopStringWatch:
         if not cut_at_stop(window, self._stop)[1]:
             return False
         return cut_at_stop(decode_text(self._tokenizer, token_ids), self._stop)[1]
-
-
-@dataclass(kw_only=True)
-class RowProgress:
-    """One row while it is generated; finish_reason is None until it is finished.
-
-    eos is what ends it, where that is not what ends the others of its batch.
-    """
-
-    max_new_tokens: int
-    watch: StopStringWatch
-    eos: frozenset[int] | None = None
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def append(self, token_id: int, eos_token_ids: frozenset[int]) -> None:
-        """Take the next token and see whether it is the last."""
-        self.token_ids.append(token_id)
-        ends = eos_token_ids if self.eos is None else self.eos
-        if token_id in ends or self.watch.is_found(self.token_ids):
-            self.finish_reason = "stop"
-        elif len(self.token_ids) >= self.max_new_tokens:
-            self.finish_reason = "length"
-
-
-class RowStopper:
-    """A stopping criterion with an end of its own for every row.
-
-    Asks should_stop() before each further decode step and then ends every
-    row; rows that were not finished keep a finish_reason of None.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[RowProgress],
-        *,
-        eos_token_ids: Sequence[int],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self.rows = rows
-        self.was_interrupted = False
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._should_stop = should_stop
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_kwargs: object) -> torch.Tensor:
-        """Which rows are finished.
-
-        Args:
-            input_ids: int64 [B, S], the last column the newest tokens.
-            scores: Not looked at.
-
-        Returns:
-            bool [B].
-        """
-        newest = input_ids[:, -1].tolist()
-        for row, token_id in zip(self.rows, newest, strict=True):
-            if row.finish_reason is None:
-                row.append(token_id, self._eos_token_ids)
-        finished = [row.finish_reason is not None for row in self.rows]
-        if not all(finished) and self._should_stop():
-            self.was_interrupted = True
-            finished = [True] * len(finished)
-        return torch.tensor(finished, dtype=torch.bool, device=input_ids.device)

@@ -1,153 +1,57 @@
-"""Prompts that were taken off the feed and have no row yet."""
+"""Rows that were taken off the feed and have no place in the batch yet."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
-from engine.cache.budget import Extent
-from engine.decode.admission import Reservation
-from engine.decode.choice import TokenChoice
-from engine.decode.prompts import EncodedPrompt, PromptEncoder, RefusedPromptError
-from engine.decode.row import Row, RowTimes, failed_request
-from engine.decode.special_tokens import SpecialTokens
-from engine.decode.stopping import RowProgress, StopStringWatch
+from engine.decode.prompts import RefusedPromptError, RowMaker
+from engine.decode.row import Row, failed_request
 from engine.interface import GenerationResult, RequestFeed
 
 
-@dataclass(kw_only=True, eq=False)
-class Waiting:
-    """One of them.
-
-    Attributes:
-        prompt: Its tokens.
-        reservation: What its row would take.
-        times: So far.
-        states: For an encoder-decoder the encoder's output [S, W], once there.
-    """
-
-    prompt: EncodedPrompt
-    reservation: Reservation
-    times: RowTimes
-    states: Any = None
-
-
-class WaitingPrompts:
+class WaitingRows:
     """A look ahead into a feed, oldest first."""
 
-    def __init__(
-        self,
-        feed: RequestFeed,
-        encoder: PromptEncoder,
-        reservation_of: Callable[[EncodedPrompt], Reservation],
-        look_ahead: int,
-    ) -> None:
-        self.prompts: list[Waiting] = []
+    def __init__(self, feed: RequestFeed, maker: RowMaker, look_ahead: int) -> None:
+        self.rows: list[Row] = []
         self._feed = feed
-        self._encoder = encoder
-        self._reservation_of = reservation_of
+        self._maker = maker
         self._look_ahead = look_ahead
         self._may_have_more = True
 
-    def take(self, *, rows_left: bool) -> list[GenerationResult]:
-        """Fill up from the feed; what is returned cannot be run.
+    def take(self, *, rows_departed: bool) -> list[GenerationResult]:
+        """Fill up from the feed; the results are those of requests that cannot be run.
 
         Args:
-            rows_left: Whether rows have left since it was last empty, when it
-                is asked again.
+            rows_departed: Whether some row finished since the feed was last
+                empty; then it is asked again.
         """
-        self._may_have_more |= rows_left
+        self._may_have_more |= rows_departed
         refused: list[GenerationResult] = []
-        while self._may_have_more and len(self.prompts) < self._look_ahead:
-            requests = self._feed.take(self._look_ahead - len(self.prompts))
+        while self._may_have_more and len(self.rows) < self._look_ahead:
+            requests = self._feed.take(self._look_ahead - len(self.rows))
             self._may_have_more = bool(requests)
             now = time.perf_counter()
             for request in requests:
                 try:
-                    prompt = self._encoder.encode(request)
+                    self.rows.append(self._maker.row(request, now))
                 except RefusedPromptError as refusal:
                     refused.append(
                         failed_request(request.key, refusal.error, refusal.prompt_tokens)
                     )
-                else:
-                    self._append(prompt, RowTimes(taken=now))
         return refused
 
-    def put_back(self, prompt: EncodedPrompt, taken: float) -> None:
-        """Have one begin anew, before all others."""
-        self._append(prompt, RowTimes(taken=taken), place=0)
+    def put_back(self, row: Row) -> None:
+        """Have a row begin anew, before all others."""
+        row.restart()
+        self.rows.insert(0, row)
 
-    def remove(self, some: Iterable[Waiting]) -> None:
-        """These have a row now, or are not wanted."""
+    def remove(self, some: Iterable[Row]) -> None:
+        """Take out rows that are in the batch now, or have a result."""
         removed = {id(each) for each in some}
-        self.prompts = [each for each in self.prompts if id(each) not in removed]
+        self.rows = [each for each in self.rows if id(each) not in removed]
 
     def drop_unwanted(self) -> None:
-        self.prompts = [
-            each for each in self.prompts if self._feed.is_wanted(each.prompt.request.key)
-        ]
-
-    def _append(self, prompt: EncodedPrompt, times: RowTimes, place: int | None = None) -> None:
-        waiting = Waiting(prompt=prompt, reservation=self._reservation_of(prompt), times=times)
-        self.prompts.insert(len(self.prompts) if place is None else place, waiting)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowMaker:
-    """Makes rows of one model's prompts, and results of its rows.
-
-    Attributes:
-        tokenizer: Decodes completions.
-        special_tokens: The checkpoint's.
-        is_encoder_decoder: Whether the prompt is the encoder's.
-        part_tokens: A longer prompt is read in parts.
-        part_token_bytes: Of a token of such a prompt, in a cache of its own.
-    """
-
-    tokenizer: Any
-    special_tokens: SpecialTokens
-    is_encoder_decoder: bool
-    part_tokens: int
-    part_token_bytes: int
-
-    @property
-    def start_token(self) -> int:
-        """What an encoder-decoder's decoder reads first."""
-        start = self.special_tokens.decoder_start
-        return self.special_tokens.pad if start is None else start
-
-    def reservation(self, prompt: EncodedPrompt) -> Reservation:
-        """What the prompt's row takes at its longest."""
-        tokens = len(prompt.token_ids)
-        if self.is_encoder_decoder:
-            return Reservation(extent=Extent(1 + prompt.max_new_tokens, tokens))
-        return Reservation(
-            extent=Extent(tokens + prompt.max_new_tokens),
-            held_bytes=tokens * self.part_token_bytes if tokens > self.part_tokens else 0,
-        )
-
-    def row(self, waiting: Waiting) -> Row:
-        """A row without tokens yet."""
-        prompt = waiting.prompt
-        parameters = prompt.request.parameters
-        stated = parameters.eos_token_ids
-        eos = frozenset(self.special_tokens.eos if stated is None else stated)
-        start = (self.start_token,) if self.is_encoder_decoder else prompt.token_ids
-        return Row(
-            prompt=prompt,
-            decoder_tokens=start,
-            reservation=waiting.reservation,
-            progress=RowProgress(
-                max_new_tokens=prompt.max_new_tokens,
-                watch=StopStringWatch(self.tokenizer, parameters.stop),
-            ),
-            choice=TokenChoice.of(parameters, eos, start),
-            eos=eos,
-            times=waiting.times,
-            states=waiting.states,
-        )
-
-    def result(self, row: Row) -> GenerationResult:
-        return row.result(self.tokenizer)
+        """Take out rows that the feed does not want any more."""
+        self.rows = [each for each in self.rows if self._feed.is_wanted(each.key)]

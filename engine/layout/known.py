@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from engine.checkpoint.architecture import model_class_of, text_half_of
 from engine.interface import ModelLoadError, ModelSource
 from engine.layout.blocks import config_of_shape
 from engine.quiet import quiet_libraries
@@ -47,11 +48,19 @@ def _downloaded(source: ModelSource) -> Any:
 def _read(place: str, revision: str | None) -> Any:
     try:
         with quiet_libraries():
-            return AutoConfig.from_pretrained(
-                place, revision=revision, local_files_only=True, trust_remote_code=False
+            config = text_half_of(
+                AutoConfig.from_pretrained(
+                    place, revision=revision, local_files_only=True, trust_remote_code=False
+                )
             )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelLoadError(
             f"the configuration of {place} cannot be used; code that comes with a checkpoint is "
             f"never run. transformers said: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
+    if model_class_of(config) is None:
+        raise ModelLoadError(
+            f"{place} holds a {config.model_type} model, which is neither a causal language model "
+            "nor an encoder-decoder and cannot generate text; choose one of those"
+        )
+    return config

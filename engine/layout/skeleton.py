@@ -11,10 +11,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.core_model_loading import build_glob_alternation
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from engine.checkpoint.architecture import model_class_of
 from engine.int8.linear import OUTLIER_THRESHOLD
 from engine.quiet import quiet_libraries
 
@@ -36,15 +37,13 @@ def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: boo
             keeps in fp32 (`_keep_in_fp32_modules`, T5's `wo`), as it does; else
             they are int8 like the others.
     """
-    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     quantizer = AutoHfQuantizer.from_config(int8_settings(), pre_quantized=False)
     with quiet_libraries(), _on_meta(dtype):
         # Imported where it is kept quiet: it warns of kernels that nobody needs here.
         from bitsandbytes.nn import Int8Params
 
         # A copy, into which the dtype is written; the caller's tells of its checkpoint.
-        model = auto_class.from_config(deepcopy(config), dtype=dtype)
+        model = model_class_of(config)._from_config(deepcopy(config), dtype=dtype)
         if not linears_kept_in_float:
             model._keep_in_fp32_modules = set()
         quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})

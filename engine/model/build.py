@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import GenerationConfig
 
+from engine.checkpoint.architecture import model_class_of
 from engine.int8.linear import ComputeMode, Float32Int8Linear, Int8Linear
 from engine.interface import ModelLoadError
 from engine.layout.blocks import TensorLayout
@@ -30,14 +31,13 @@ def empty_model(config: Any, *, dtype: torch.dtype) -> Any:
     Buffers that no file holds, such as rotary frequencies, are computed when a
     model is built; on the meta device they would be lost.
     """
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with (
         quiet_libraries(),
         default_dtype(dtype),
         init_empty_weights(include_buffers=False),
         _EmptyOnMeta(),
     ):
-        return auto_class.from_config(config, dtype=dtype).eval()
+        return model_class_of(config)._from_config(config, dtype=dtype).eval()
 
 
 class _EmptyOnMeta(TorchFunctionMode):

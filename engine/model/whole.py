@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from engine.checkpoint.architecture import TEXT_HALF_KEYS
 from engine.checkpoint.folder import Checkpoint, load_tokenizer
 from engine.device import plain_dtype
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
@@ -57,6 +58,7 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
                 # both are refused below, with their names
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                **({"key_mapping": TEXT_HALF_KEYS} if checkpoint.is_text_half else {}),
                 **_quantization(checkpoint.config),
             )
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -59,7 +59,7 @@ def batch_memory(
 
 
 def kv_bytes(model: ModelDemands, workload: Workload, rows: int) -> int:
-    """The cache at its fullest: ``rows * (self columns * self KV + prompt * cross KV)``.
+    """The cache at its fullest: ``rows * (states + self columns * self KV + prompt * cross KV)``.
 
     Columns are what the rows' shared edge needs, as in CacheBudget: their
     tokens, an encoder-decoder's start token, and a few to spare.
@@ -67,7 +67,8 @@ def kv_bytes(model: ModelDemands, workload: Workload, rows: int) -> int:
     columns = workload.new_tokens + (1 if model.is_encoder_decoder else workload.prompt_tokens)
     columns += spare_columns(columns)
     return rows * (
-        columns * model.self_kv_bytes_per_token
+        model.state_bytes_per_row
+        + columns * model.self_kv_bytes_per_token
         + workload.prompt_tokens * model.cross_kv_bytes_per_token
     )
 

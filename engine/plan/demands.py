@@ -71,6 +71,7 @@ class ModelDemands:
         float_bytes: Of one activation or cached value.
         heap_factor: What the allocator holds for each byte of workspace.
         more_store_bytes: What the store holds besides the blocks.
+        state_bytes_per_row: Bytes of a row's recurrent states, whatever its length.
         keeps_scores: Whether attention writes its scores to memory, as
             transformers' eager attention does.
     """
@@ -87,6 +88,7 @@ class ModelDemands:
     float_bytes: int = 2
     heap_factor: float = 1.0
     more_store_bytes: int = 0
+    state_bytes_per_row: int = 0
     keeps_scores: bool = False
 
     @property

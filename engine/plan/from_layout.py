@@ -6,13 +6,14 @@ from math import prod
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-from engine.cache.format import CacheDtype, cache_format
-from engine.cache.memory import cache_shape_of
+from engine.cache.format import CacheDtype, CacheFormat, cache_format
+from engine.cache.shape import CacheShape, cache_shape_of
+from engine.checkpoint.architecture import model_class_of
 from engine.int8.linear import GPU_SCRATCH_BYTES
 from engine.int8.product import CPU_SCRATCH_BYTES
 from engine.layout.blocks import BlockLayout, ModelLayout, layout_of
+from engine.layout.support import row_state_bytes
 from engine.plan.demands import PREFILL_TOKENS, BlockDemand, ModelDemands, Phase
 
 # What is not int8, in the store and in memory: float16 on a GPU, float32 on a CPU.
@@ -66,18 +67,16 @@ def demands_of_layout(
         else max(0, store_bytes - layout.int8_bytes)
     )
     int8 = [tensor.shape for tensor in layout.tensors if tensor.quantised]
+    shape = cache_shape_of(config)
     return ModelDemands(
         name=name,
-        blocks=tuple(
-            _block(config, each, layout, _layer_kv_bytes(config, dtype, kv_cache))
-            for each in layout.blocks
-        ),
+        blocks=_blocks(config, layout, shape, cache_format(kv_cache), dtype),
         hidden_size=config.hidden_size,
-        widest_size=max(max(shape) for shape in int8),
-        heads=config.num_attention_heads,
+        widest_size=max((max(each) for each in int8), default=config.hidden_size),
+        heads=getattr(config, "num_attention_heads", None) or 1,
         vocabulary_size=config.vocab_size,
         scratch_bytes=min(
-            max(prod(shape) for shape in int8) * dtype.itemsize,
+            max((prod(each) for each in int8), default=0) * dtype.itemsize,
             GPU_SCRATCH_BYTES if on_gpu else CPU_SCRATCH_BYTES,
         ),
         product_bytes=PRODUCT_BYTES[on_gpu],
@@ -85,8 +84,21 @@ def demands_of_layout(
         float_bytes=dtype.itemsize,
         heap_factor=HEAP_FACTORS[on_gpu],
         more_store_bytes=more_bytes,
-        keeps_scores=not _supports_sdpa(config),
+        state_bytes_per_row=row_state_bytes(config, dtype),
+        keeps_scores=not getattr(model_class_of(config), "_supports_sdpa", False),
     )
+
+
+def _blocks(
+    config: Any, layout: ModelLayout, shape: CacheShape, form: CacheFormat, dtype: torch.dtype
+) -> tuple[BlockDemand, ...]:
+    layers = iter(shape.layers)
+    blocks = []
+    for block in layout.blocks:
+        layer = next(layers, None) if block.kind == "decoder" else None
+        kv_bytes = 0 if layer is None else layer.token_bytes(form, dtype)
+        blocks.append(_block(config, block, layout, kv_bytes))
+    return tuple(blocks)
 
 
 def _plain_copies_bytes(config: Any, layout: ModelLayout, dtype: torch.dtype) -> int:
@@ -95,15 +107,12 @@ def _plain_copies_bytes(config: Any, layout: ModelLayout, dtype: torch.dtype) ->
     return sum(tensor.bytes for tensor in set(plain.tensors) - set(layout.tensors))
 
 
-def _block(
-    config: Any, block: BlockLayout, layout: ModelLayout, layer_kv_bytes: int
-) -> BlockDemand:
+def _block(config: Any, block: BlockLayout, layout: ModelLayout, kv_bytes: int) -> BlockDemand:
     causal = not config.is_encoder_decoder
     shared = block.kind == "rest" or (
         block.kind == "embedding" and not (causal and block.is_lookup)
     )
     phase: Phase = "encode" if block.kind == "encoder" else "decode"
-    kv = layer_kv_bytes if block.kind == "decoder" else 0
     return BlockDemand(
         name=block.name,
         phase="both" if shared and not causal else phase,
@@ -111,8 +120,8 @@ def _block(
         weight_bytes=block.bytes,
         stays_resident=shared,
         matrix_parameters=_matrix_parameters(config, block, layout),
-        self_kv_bytes_per_token=kv,
-        cross_kv_bytes_per_token=0 if causal else kv,
+        self_kv_bytes_per_token=kv_bytes,
+        cross_kv_bytes_per_token=0 if causal else kv_bytes,
     )
 
 
@@ -121,19 +130,3 @@ def _matrix_parameters(config: Any, block: BlockLayout, layout: ModelLayout) -> 
         is_head = all(each.kind != "head" for each in layout.blocks)
         return config.vocab_size * config.hidden_size if is_head else 0
     return sum(prod(t.shape) for t in block.tensors if t.is_parameter and len(t.shape) > 1)
-
-
-def _layer_kv_bytes(config: Any, dtype: torch.dtype, kv_cache: CacheDtype) -> int:
-    """A layer's keys and values for one token."""
-    shape = cache_shape_of(config)
-    return shape.token_bytes(cache_format(kv_cache), dtype) // shape.layers
-
-
-def _supports_sdpa(config: Any) -> bool:
-    """Whether transformers computes attention without writing its scores to memory."""
-    mapping = (
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-        if config.is_encoder_decoder
-        else MODEL_FOR_CAUSAL_LM_MAPPING
-    )
-    return bool(getattr(mapping[type(config)], "_supports_sdpa", False))

@@ -20,6 +20,7 @@ from engine.checkpoint.folder import Checkpoint, open_checkpoint
 from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError, ModelSource
+from engine.layout.support import require_supported
 from engine.store.checksum import sha256_of
 from engine.store.contents import contents_of
 from engine.store.lock import store_lock
@@ -84,7 +85,9 @@ def prepare_store(
         StoreUnsupportedError: It may be loaded, but no store can be made of it.
         LoadInterruptedError: should_stop() turned true; the next call goes on.
     """
-    checkpoint = open_checkpoint(source, on_progress=on_progress, should_stop=should_stop)
+    checkpoint = open_checkpoint(
+        source, on_progress=on_progress, should_stop=should_stop, accept=require_supported
+    )
     return store_of_checkpoint(
         source,
         checkpoint,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.cache.format import CacheDtype
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.plan.limits import BatchLimits
 from tests.continuous_engines import PROMPTS, by_key, description, loaded, request, said, windows
 from tests.tiny_checkpoints import ALIASES
@@ -17,12 +17,12 @@ pytestmark = [
 ]
 
 
-def on_cuda(alias: str, rows: int, cache_dtype: CacheDtype = "float") -> ContinuousEngine:
+def on_cuda(alias: str, rows: int, cache_dtype: CacheDtype = "float") -> DecodeEngine:
     model = loaded(alias)
     model.device = torch.device("cuda", 0)
     model.model.to(model.device)
     limits = BatchLimits(rows=rows, prefill_tokens=16, encoded_rows=4)
-    return ContinuousEngine(model, description(alias), limits=limits, cache_dtype=cache_dtype)
+    return DecodeEngine(model, description(alias), limits=limits, cache_dtype=cache_dtype)
 
 
 @pytest.mark.parametrize("cache_dtype", ["float", "int8"])

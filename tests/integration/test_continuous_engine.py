@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from engine.cache.format import CacheDtype, cache_format
-from engine.cache.memory import CacheMemory, cache_shape_of
+from engine.cache.memory import CacheMemory
+from engine.cache.shape import cache_shape_of
 from engine.cache.transformers_cache import Moving, Place, cache_at, with_cross_states
 from engine.checkpoint.folder import open_checkpoint
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.decode.forward import ForwardCalls
 from engine.interface import ModelDescription, ModelSource
-from engine.layout.families import family_of
 from engine.model.loaded import Int8Model
 from engine.model.whole import load_int8
 from engine.plan.limits import BatchLimits
@@ -57,7 +57,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     return load_once
 
 
-def engine_of(model: Int8Model, **limits: Any) -> ContinuousEngine:
+def engine_of(model: Int8Model, **limits: Any) -> DecodeEngine:
     description = ModelDescription(
         alias="tiny",
         device="cpu",
@@ -69,9 +69,7 @@ def engine_of(model: Int8Model, **limits: Any) -> ContinuousEngine:
         compute_mode="llm_int8",
     )
     cache_dtype: CacheDtype = limits.pop("cache_dtype", "float")
-    return ContinuousEngine(
-        model, description, limits=BatchLimits(**limits), cache_dtype=cache_dtype
-    )
+    return DecodeEngine(model, description, limits=BatchLimits(**limits), cache_dtype=cache_dtype)
 
 
 @pytest.mark.parametrize("alias", ALIASES)
@@ -117,7 +115,7 @@ def perplexity(model: Int8Model, cache_dtype: CacheDtype) -> tuple[float, int]:
     """Of the documentation, token by token through our cache; and the cache's bytes."""
     config = model.model.config
     is_encoder_decoder = bool(config.is_encoder_decoder)
-    calls = ForwardCalls(model.model, family_of(config), model.device, pad=0)
+    calls = ForwardCalls(model.model, cache_shape_of(config), model.device, pad=0)
     stores = [
         CacheMemory(cache_shape_of(config), cache_format(cache_dtype), model.device)
         for _ in range(1 + is_encoder_decoder)

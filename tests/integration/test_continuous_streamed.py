@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.interface import GenerationRequest, SamplingParameters
 from engine.model.loaded import Int8Model
 from engine.model.place import place_model
 from engine.plan.limits import BatchLimits
 from engine.store.opened import open_store
-from tests.continuous_engines import Said, TrickleFeed, by_key, description, said, windows
+from tests.continuous_engines import TrickleFeed, by_key, description, said, windows
+from tests.oracle import Said
 from tests.placements import tiers_of
 from tests.stores import CPU, ignore, never, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
@@ -75,7 +76,7 @@ def test_every_request_says_what_it_says_alone(alias: str, placement: str, place
     @cache
     def alone(prompt: str, parameters: SamplingParameters) -> Said:
         asked = GenerationRequest(key=0, prompt=prompt, parameters=parameters)
-        engine = ContinuousEngine(model, description(alias, 256), limits=BatchLimits(rows=1))
+        engine = DecodeEngine(model, description(alias, 256), limits=BatchLimits(rows=1))
         return said(by_key(windows(engine, [asked]))[0])
 
     @settings(
@@ -98,7 +99,7 @@ def test_every_request_says_what_it_says_alone(alias: str, placement: str, place
             GenerationRequest(key=key, prompt=prompt, parameters=parameters)
             for key, (prompt, parameters) in enumerate(asked)
         ]
-        engine = ContinuousEngine(model, description(alias, 256), limits=limits)
+        engine = DecodeEngine(model, description(alias, 256), limits=limits)
         batches = windows(engine, TrickleFeed(requests, portions))
         assert {key: said(result) for key, result in by_key(batches).items()} == {
             key: alone(*each) for key, each in enumerate(asked)
@@ -119,7 +120,7 @@ def test_a_prompt_costs_no_pass_of_its_own(place: Place) -> None:
         )
         for key in range(16)
     ]
-    engine = ContinuousEngine(model, description("tiny", 256), limits=BatchLimits(rows=3))
+    engine = DecodeEngine(model, description("tiny", 256), limits=BatchLimits(rows=3))
     before = model.passes.totals.streamed_bytes
     batches = windows(engine, requests)
     steps = sum(batch.steps for batch in batches)
@@ -132,7 +133,7 @@ def test_a_prompt_costs_no_pass_of_its_own(place: Place) -> None:
 
 def pass_bytes(model: Int8Model) -> int:
     """Of the weights that stream by in one pass: one token's, in the middle of others."""
-    engine = ContinuousEngine(model, description("tiny", 256), limits=BatchLimits(rows=1))
+    engine = DecodeEngine(model, description("tiny", 256), limits=BatchLimits(rows=1))
 
     def streamed(new_tokens: int) -> int:
         parameters = SamplingParameters(max_new_tokens=new_tokens, eos_token_ids=())

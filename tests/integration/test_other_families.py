@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from engine.checkpoint.tensors import StoreUnsupportedError
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.interface import GenerationRequest, ModelSource, RequestList, SamplingParameters
 from engine.load import load_engine
 from engine.plan.from_layout import demands_of_config, demands_of_layout
@@ -131,7 +131,7 @@ def test_a_cache_is_counted_in_what_is_computed_in_and_not_in_what_a_table_is_ke
     )
 
     with closing(engine):
-        assert isinstance(engine, ContinuousEngine)
+        assert isinstance(engine, DecodeEngine)
         budget = engine._budget
     demands = demands_of_config(
         AutoConfig.from_pretrained(checkpoint_folder(alias, tmp_path)), alias, on_gpu=False

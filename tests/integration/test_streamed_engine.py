@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from engine.decode.engine_choice import make_engine
+from engine.decode.engine import DecodeEngine
 from engine.interface import (
     Engine,
     ModelDescription,
@@ -144,7 +144,7 @@ def test_an_encoder_is_streamed_once_for_all_prompts_and_a_decoder_that_fits_nev
     )
     # Passes of few tokens, so that the prompts take several of them.
     limits = BatchLimits(rows=2, prefill_tokens=64, encoded_rows=len(PROMPTS))
-    texts, batches = generate(make_engine(loaded, description, limits=limits))
+    texts, batches = generate(DecodeEngine(loaded, description, limits=limits))
     assert len(texts) == len(PROMPTS)
     once = sum(block.bytes for block in encoder)
     # The first blocks are fetched again for a pass that may come, and no more.

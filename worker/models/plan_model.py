@@ -40,6 +40,7 @@ def plan_model(settings: Settings, request: PlanRequest) -> Plan:
         ModelLoadError: Its configuration is not to be had.
     """
     from engine.layout.known import known_config
+    from engine.layout.support import require_supported
     from engine.plan import machine
     from engine.plan.from_layout import demands_of_config
     from engine.plan.search import make_plan
@@ -52,6 +53,7 @@ def plan_model(settings: Settings, request: PlanRequest) -> Plan:
             "for this machine's processor with --device cpu"
         )
     config = known_config(request.source)
+    require_supported(config)
     model = demands_of_config(
         config, request.source.alias, on_gpu=on_gpu, kv_cache=settings.kv_cache
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.cache.budget import spare_columns
 from engine.cache.format import CacheDtype
-from engine.decode.engine import ContinuousEngine
+from engine.decode.engine import DecodeEngine
 from engine.interface import GenerationRequest, GenerationResult, RequestList, SamplingParameters
 from engine.plan.limits import BatchLimits
 from tests.continuous_engines import (
@@ -146,10 +146,10 @@ def test_a_finished_row_makes_room_at_once(alias: str) -> None:
 def test_memory_that_runs_out_loses_nothing(alias: str) -> None:
     # given memory that is enough to prefill four rows, and to go on with two
     requests = numbered([(prompt, PARAMETERS[2 + key % 4]) for key, prompt in enumerate(PROMPTS)])
-    engine: ContinuousEngine
+    engine: DecodeEngine
 
     def on_step(_forwards: int) -> None:
-        if engine._running is not None and len(engine._running.alive.rows) > 2:
+        if engine._running is not None and len(engine._running.batch.rows) > 2:
             raise torch.OutOfMemoryError("no room")
 
     engine = continuous(alias, rows=4, encoded_rows=9, passes=lambda _model: WatchedPasses(on_step))
@@ -165,7 +165,7 @@ def test_memory_that_runs_out_loses_nothing(alias: str) -> None:
 def test_a_prompt_that_fits_nowhere_fails_alone_and_shrinks_nothing() -> None:
     requests = numbered([(prompt, PARAMETERS[1]) for prompt in PROMPTS])
     longest = PROMPTS.index(max(PROMPTS, key=len))
-    engine: ContinuousEngine
+    engine: DecodeEngine
 
     def on_step(_forwards: int) -> None:
         assert engine._running is not None
@@ -312,7 +312,7 @@ def test_a_window_is_closed_when_half_the_rows_are_finished() -> None:
 
 
 def test_one_engine_serves_one_feed_after_another() -> None:
-    engine = ContinuousEngine(
+    engine = DecodeEngine(
         loaded("tiny-flan"), description("tiny-flan"), limits=BatchLimits(rows=3, encoded_rows=2)
     )
     for _ in range(2):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from engine.cache.shape import CacheShape, LayerShape
 from engine.decode.forward import ForwardCalls
-from engine.layout.families import family_of
 
 PAD = 0
 
@@ -18,13 +18,17 @@ class Model:
     """Takes what a causal model takes, and keeps it."""
 
     def __init__(self, model_type: str, attention: str, pad_token_id: int | None) -> None:
-        self.config = SimpleNamespace(
-            model_type=model_type, _attn_implementation=attention, pad_token_id=pad_token_id
+        self.config: Any = SimpleNamespace(
+            model_type=model_type,
+            _attn_implementation=attention,
+            pad_token_id=pad_token_id,
+            is_encoder_decoder=False,
+            get_text_config=lambda **_: self.config,
         )
         self.given: dict[str, Any] = {}
 
-    def get_input_embeddings(self) -> torch.nn.Embedding:
-        return torch.nn.Embedding(4, 2)
+    def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
+        return []
 
     def forward(self, input_ids: Any, position_ids: Any = None, **_others: Any) -> Any:
         raise AssertionError("only its signature is looked at")
@@ -38,10 +42,11 @@ class Model:
 BLOOM = ("bloom", "eager", 3)
 GPT_NEOX = ("gpt_neox", "sdpa", None)
 PADDED_GPT2 = ("gpt2", "sdpa", 3)
+PLAIN = CacheShape(layers=(LayerShape(heads=1, key_size=2, value_size=2),))
 
 
 def calls_of(model: Model) -> ForwardCalls:
-    return ForwardCalls(model, family_of(model.config), torch.device("cpu"), PAD)
+    return ForwardCalls(model, PLAIN, torch.device("cpu"), PAD)
 
 
 @pytest.mark.parametrize("kind", [BLOOM, GPT_NEOX])

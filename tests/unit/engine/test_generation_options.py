@@ -128,7 +128,7 @@ def test_a_stop_string_in_an_echoed_prompt_cuts_nothing() -> None:
 
 def test_an_echoed_chat_is_what_its_template_made_of_it() -> None:
     engine = continuous("tiny-bloom")
-    engine._rows.tokenizer.chat_template = "{{ messages[0]['content'] }}:"
+    engine._maker.tokenizer.chat_template = "{{ messages[0]['content'] }}:"
     chat = GenerationRequest(
         key=0,
         prompt=(ChatMessage(role="user", content="once"),),

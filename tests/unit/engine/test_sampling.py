@@ -1,4 +1,4 @@
-"""Per-row sampling does what transformers does for the row alone."""
+"""A row's next token depends on its logits, parameters and seed, and is what transformers takes."""
 
 from __future__ import annotations
 
@@ -7,38 +7,27 @@ from typing import Any
 import pytest
 import torch
 
-from engine.decode.choice import RowSampler, SampledRow, draw_token, sampled_row
+from engine.decode.choice import choose_tokens, draw_token, warpers
+from engine.decode.row import Row
 from engine.interface import SamplingParameters
+from tests.rows import row_of
 from tests.tiny_checkpoints import END, tiny_model
 
 VOCABULARY = 50
-
-
-def prepared(
-    parameters: SamplingParameters, *, row: int = 0, prompt_tokens: int = 4, padding_tokens: int = 0
-) -> SampledRow | None:
-    return sampled_row(
-        row=row,
-        parameters=parameters,
-        prompt_tokens=prompt_tokens,
-        padding_tokens=padding_tokens,
-        eos_token_ids=[END],
-        device="cpu",
-    )
-
-
-def sampled(parameters: SamplingParameters, **where: int) -> SampledRow:
-    needs = prepared(parameters, **where)
-    assert needs is not None
-    return needs
 
 
 def some_logits(rows: int = 1, seed: int = 3) -> torch.Tensor:
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 4
 
 
-def test_a_plain_greedy_row_needs_no_work() -> None:
-    assert prepared(SamplingParameters(top_k=5, top_p=0.5)) is None
+def chosen(logits: torch.Tensor, *rows: Row) -> list[int]:
+    return [token.token_id for token in choose_tokens([logits], rows)]
+
+
+def test_a_plain_greedy_row_takes_the_likeliest_token() -> None:
+    row = row_of(top_k=5, top_p=0.5)
+    assert row.is_plain
+    assert chosen(some_logits(), row) == [int(some_logits().argmax())]
 
 
 @pytest.mark.parametrize(
@@ -47,17 +36,28 @@ def test_a_plain_greedy_row_needs_no_work() -> None:
         {"temperature": 0.7},
         {"temperature": 1.3, "top_k": 7},
         {"temperature": 0.9, "top_p": 0.8},
-        {"temperature": 0.9, "top_k": 20, "top_p": 0.6, "repetition_penalty": 1.4},
-        {"temperature": 1.0, "min_new_tokens": 2},
-        {"repetition_penalty": 1.7, "min_new_tokens": 1},
+        {"temperature": 0.9, "top_k": 20, "top_p": 0.6},
     ],
     ids=str,
 )
-def test_processed_scores_equal_those_of_generate(options: dict[str, Any]) -> None:
-    model = tiny_model("tiny-cerebras")
+def test_warped_scores_equal_those_of_generate(options: dict[str, Any]) -> None:
+    reference = reference_scores(do_sample=True, **{"top_k": 0, **options})
+    warp = warpers(SamplingParameters(**options))
+    assert torch.equal(warp(None, reference.logits[0].clone()), reference.scores[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"repetition_penalty": 1.7}, {"repetition_penalty": 1.7, "min_new_tokens": 1}]
+)
+def test_penalised_greedy_tokens_are_those_of_generate(options: dict[str, Any]) -> None:
+    reference = reference_scores(do_sample=False, **options)
+    row = row_of([5, 9, 9, 31], end_tokens=[END], **options)
+    assert chosen(reference.logits[0], row) == [int(reference.scores[0].argmax())]
+
+
+def reference_scores(**options: Any) -> Any:
     prompt = torch.tensor([[5, 9, 9, 31]])
-    plain = {"do_sample": options.get("temperature", 0.0) > 0, "top_k": 0, **options}
-    reference = model.generate(
+    return tiny_model("tiny-cerebras").generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=2,
@@ -65,77 +65,37 @@ def test_processed_scores_equal_those_of_generate(options: dict[str, Any]) -> No
         output_scores=True,
         output_logits=True,
         return_dict_in_generate=True,
-        **plain,
+        **options,
     )
-    needs = sampled(SamplingParameters(**options))
-    ours = needs.processors(prompt, reference.logits[0].clone())
-    assert torch.equal(ours, reference.scores[0])
-
-
-def test_the_repetition_penalty_does_not_see_padding() -> None:
-    padding = torch.zeros(1, 6, dtype=torch.long)
-    prompt = torch.tensor([[5, 9, 9, 31]])
-    parameters = SamplingParameters(repetition_penalty=2.0)
-    alone = RowSampler([sampled(parameters)])(prompt, some_logits())
-    padded = RowSampler([sampled(parameters, padding_tokens=6)])(
-        torch.cat([padding, prompt], dim=1), some_logits()
-    )
-    assert torch.equal(alone, padded)
 
 
 def test_a_row_draws_the_same_tokens_whatever_its_batch_mates() -> None:
-    parameters = SamplingParameters(temperature=1.2, top_k=20, seed=11)
-    ids = torch.tensor([[5, 9, 9, 31]])
-
-    def draws(rows: list[SampledRow], place: int) -> list[int]:
-        sampler = RowSampler(rows)
-        batch = ids.expand(place + 1, -1)
-        return [
-            int(
-                sampler(batch, some_logits(1, step).expand(place + 1, -1).clone()).argmax(-1)[place]
-            )
-            for step in range(8)
-        ]
-
-    mates = [sampled(SamplingParameters(temperature=0.8, seed=n), row=n) for n in range(3)]
-    assert draws([sampled(parameters)], 0) == draws([*mates, sampled(parameters, row=3)], 3)
+    options: dict[str, Any] = {"temperature": 1.2, "top_k": 20, "seed": 11}
+    alone, together = row_of(**options), row_of(**options)
+    mates = [row_of(temperature=0.8, seed=n) for n in range(3)] + [row_of()]
+    for step in range(8):
+        logits = some_logits(1, step)
+        assert chosen(logits, alone) == chosen(logits.expand(5, -1), *mates, together)[-1:]
 
 
 def test_seeds_make_a_difference() -> None:
     flat = torch.zeros(1, VOCABULARY)
-    tokens = {
-        int(
-            RowSampler([sampled(SamplingParameters(temperature=1.0, seed=seed))])(
-                torch.tensor([[5]]), flat.clone()
-            ).argmax()
-        )
-        for seed in range(20)
-    }
-    assert len(tokens) > 5
-
-
-def test_greedy_mates_of_a_sampled_row_keep_their_scores() -> None:
-    logits = some_logits(2)
-    sampler = RowSampler([sampled(SamplingParameters(temperature=1.0), row=1)])
-    scores = sampler(torch.ones(2, 3, dtype=torch.long), logits.clone())
-    assert torch.equal(scores[0], logits[0])
-    assert int(torch.isfinite(scores[1]).sum()) == 1
+    rows = [row_of(temperature=1.0, seed=seed) for seed in range(20)]
+    assert len(set(chosen(flat.expand(20, -1), *rows))) > 5
 
 
 def test_min_new_tokens_masks_the_end_until_it_is_reached() -> None:
-    needs = sampled(SamplingParameters(min_new_tokens=2), prompt_tokens=1)
     logits = torch.zeros(1, VOCABULARY)
-    first = needs.processors(torch.tensor([[5]]), logits.clone())
-    third = needs.processors(torch.tensor([[5, 6, 7]]), logits.clone())
-    assert first[0, END] == -torch.inf
-    assert third[0, END] == 0.0
+    logits[0, END], logits[0, 7] = 2.0, 1.0
+    row = row_of([5], end_tokens=[END], min_new_tokens=2)
+    assert chosen(logits, row) == [7]
+    row.tokens += [7, 7]
+    assert chosen(logits, row) == [END]
 
 
 def test_a_temperature_next_to_zero_is_the_greedy_pick() -> None:
     logits = some_logits()
-    needs = sampled(SamplingParameters(temperature=1e-40))
-    scores = RowSampler([needs])(torch.tensor([[5]]), logits.clone())
-    assert int(scores.argmax()) == int(logits.argmax())
+    assert chosen(logits, row_of(temperature=1e-40)) == [int(logits.argmax())]
 
 
 def test_a_draw_never_takes_a_masked_token() -> None:
@@ -145,14 +105,8 @@ def test_a_draw_never_takes_a_masked_token() -> None:
     assert {draw_token(scores, generator, fallback=scores) for _ in range(50)} == {3, 4}
 
 
-def test_a_negative_seed_and_a_huge_one_are_seeds() -> None:
-    for seed in (-1, 2**70):
-        assert sampled(SamplingParameters(temperature=1.0, seed=seed)).generator is not None
-
-
-def test_the_first_logits_are_announced_once() -> None:
-    marks: list[int] = []
-    sampler = RowSampler([], on_first_logits=lambda: marks.append(1))
-    for _ in range(3):
-        sampler(torch.tensor([[5]]), some_logits())
-    assert marks == [1]
+@pytest.mark.parametrize("seed", [-1, 2**70])
+def test_a_negative_seed_and_a_huge_one_are_seeds(seed: int) -> None:
+    rows = [row_of(temperature=1.0, seed=seed) for _ in range(2)]
+    tokens = [chosen(torch.zeros(1, VOCABULARY), row) for row in rows]
+    assert tokens[0] == tokens[1]
