@@ -245,7 +245,6 @@ HOT: dict[str, Callable[[Database, Claim], object]] = {
     "list": lambda db, held: reading.job_reports(db, limit=51),
     "cancel": lambda db, held: control.cancel_job(db, held.job_id),
     "submit": lambda db, held: submit(db, 8, idempotency_key=held.job_id),
-    "repair: messages": lambda db, held: publishing.queued_shards(db, held.model, 5),
 }
 
 
