@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from engine.checkpoint.hub import download_snapshot
+from engine.checkpoint.tensors import CheckpointTensors
 from engine.interface import LoadProgress, ModelLoadError, ModelSource
 from engine.quiet import quiet_libraries
 
@@ -49,13 +49,17 @@ class Checkpoint:
         folder: Holds config.json, tokenizer files and weights.
         config: The transformers configuration.
         model_class: The transformers class that generates from it.
+        tokenizer: The tokenizer beside the weights.
         weight_files: Every file of the weights, all present.
+        tensors: The tensors of those files.
     """
 
     folder: Path
     config: Any
     model_class: Any
+    tokenizer: Any
     weight_files: tuple[Path, ...]
+    tensors: CheckpointTensors
 
 
 def open_checkpoint(
@@ -65,6 +69,10 @@ def open_checkpoint(
     should_stop: Callable[[], bool],
 ) -> Checkpoint:
     """Find or download a checkpoint and check it.
+
+    Each safetensors file is opened here, once: its header is compared with its
+    length. The tokenizer is loaded, because minutes of work on the weights
+    would be lost if it turned out later that it cannot be.
 
     Raises:
         ModelLoadError: It is not there, not complete or not a model that
@@ -86,12 +94,15 @@ def open_checkpoint(
         )
     _read_json(folder / "config.json", what="a Hugging Face checkpoint folder holds one")
     config = _configuration(folder)
-    _require_tokenizer(folder)
+    model_class = _model_class(config, folder)
+    weight_files = _weight_files(folder)
     return Checkpoint(
         folder=folder,
         config=config,
-        model_class=_model_class(config, folder),
-        weight_files=_weight_files(folder),
+        model_class=model_class,
+        tokenizer=_tokenizer(folder),
+        weight_files=weight_files,
+        tensors=CheckpointTensors(weight_files),
     )
 
 
@@ -146,12 +157,22 @@ def _is_encoder_only(config: Any) -> bool:
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
 
 
-def _require_tokenizer(folder: Path) -> None:
+def _tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelLoadError(
             f"there is no tokenizer in {folder}: expected tokenizer.json (or one of "
             f"{', '.join(_TOKENIZER_FILES[1:])}); copy or download the tokenizer's files too"
         )
+    try:
+        with quiet_libraries():
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelLoadError(
+            f"the tokenizer in {folder} cannot be loaded ({error}); the folder needs "
+            "tokenizer.json and tokenizer_config.json, copy or download them again"
+        ) from error
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -164,8 +185,6 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             files = _indexed_files(index)
         else:
             continue
-        for file in files:
-            _check_file(file)
         return files
     raise ModelLoadError(
         f"there are no weights in {folder}: expected one of "
@@ -188,36 +207,5 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     return files
 
 
-def _check_file(file: Path) -> None:
-    """Open a safetensors file, which compares its header with its length."""
-    if file.suffix != ".safetensors":
-        return
-    try:
-        with safe_open(str(file), framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelLoadError(
-            f"{file} is damaged or cut short ({_first_line(error)}); "
-            "delete it and copy or download it again"
-        ) from error
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer beside the weights.
-
-    Raises:
-        ModelLoadError: There is none, or it is damaged.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ModelLoadError(
-            f"the tokenizer in {checkpoint.folder} cannot be loaded ({error}); the folder needs "
-            "tokenizer.json and tokenizer_config.json, copy or download them again"
-        ) from error

@@ -73,11 +73,11 @@ def demands_of_layout(
             for each in layout.blocks
         ),
         hidden_size=config.hidden_size,
-        widest_size=max(max(shape) for shape in int8),
+        widest_size=max((max(shape) for shape in int8), default=config.hidden_size),
         heads=config.num_attention_heads,
         vocabulary_size=config.vocab_size,
         scratch_bytes=min(
-            max(prod(shape) for shape in int8) * dtype.itemsize,
+            max((prod(shape) for shape in int8), default=0) * dtype.itemsize,
             GPU_SCRATCH_BYTES if on_gpu else CPU_SCRATCH_BYTES,
         ),
         product_bytes=PRODUCT_BYTES[on_gpu],

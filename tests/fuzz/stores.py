@@ -7,8 +7,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from engine.interface import ModelLoadError
-from engine.store.manifest import MANIFEST, StoreManifest, StoreOrigin, WrittenFile, read_manifest
-from engine.store.read import StoredBlock, block_names, open_block
+from engine.store.manifest import (
+    MANIFEST,
+    StoreManifest,
+    StoreOrigin,
+    WrittenFile,
+    block_names,
+    read_manifest,
+)
+from engine.store.read import StoredBlock, open_block
 from tests.fuzz.seeds import DATA_BYTES
 from tests.fuzz.targets import scratch
 from tests.stores import read_block
