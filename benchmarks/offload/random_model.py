@@ -99,7 +99,7 @@ class RandomModel:
         plan = contents_of(checkpoint, dtype=dtype)
         stream = TensorStream(plan=plan, tensors=self.tensors, device=device)
         origin = StoreOrigin(
-            location="random", commit=None, fingerprint="", quantisation={}, dtype=str(dtype)
+            location="random", commit=None, fingerprint="", quantisation={}, dtype="auto"
         )
         maker = StoreMaker(folder, origin, plan, lambda _: None, lambda: False)
         return Int8Store(

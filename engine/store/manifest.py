@@ -118,11 +118,16 @@ def read_manifest(folder: Path) -> StoreManifest | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if manifest.layout and {block.name for block in manifest.layout.blocks} != block_names(
-        manifest
-    ):
-        return None
-    return manifest
+    return manifest if _agrees_with_layout(manifest) else None
+
+
+def _agrees_with_layout(manifest: StoreManifest) -> bool:
+    """Whether the files and the dtype asked for are those of the layout, if there is one."""
+    if manifest.layout is None:
+        return True
+    blocks = {block.name for block in manifest.layout.blocks}
+    dtypes = ("auto", str(manifest.layout.dtype).removeprefix("torch."))
+    return blocks == block_names(manifest) and manifest.origin.dtype in dtypes
 
 
 def block_names(manifest: StoreManifest) -> set[str]:
