@@ -21,6 +21,11 @@ from transformers import (
 )
 
 from engine.checkpoint.hub import download_snapshot
+from engine.checkpoint.other_formats import (
+    refuse_adapter,
+    refuse_gguf,
+    refuse_other_quantisation,
+)
 from engine.checkpoint.tensors import CheckpointTensors
 from engine.interface import LoadProgress, ModelLoadError, ModelSource
 from engine.quiet import quiet_libraries
@@ -92,8 +97,12 @@ def open_checkpoint(
         raise ModelLoadError(
             f"model {source.alias}: the catalogue gives neither a hub_id nor a folder; add one"
         )
+    refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        refuse_gguf(folder)
     _read_json(folder / "config.json", what="a Hugging Face checkpoint folder holds one")
     config = _configuration(folder)
+    refuse_other_quantisation(config, folder)
     model_class = _model_class(config, folder)
     weight_files = _weight_files(folder)
     return Checkpoint(
@@ -186,6 +195,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         else:
             continue
         return files
+    refuse_gguf(folder)
     raise ModelLoadError(
         f"there are no weights in {folder}: expected one of "
         f"{', '.join(_WEIGHT_FILES)} or an .index.json of their parts; "

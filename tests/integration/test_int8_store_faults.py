@@ -248,6 +248,22 @@ def test_a_store_of_a_checkpoint_that_changed_is_made_again(
     assert complete_stores(stores) == [after.folder]
 
 
+def test_a_store_of_an_earlier_form_is_made_again_in_its_place(
+    checkpoint: Path, stores: Path, undisturbed: Int8Store
+) -> None:
+    before = prepare(checkpoint, stores)
+    document = json.loads((before.folder / MANIFEST).read_text())
+    del document["layout"]
+    document["origin"]["format_version"] = 2
+    (before.folder / MANIFEST).write_text(json.dumps(document))
+
+    after = prepare(checkpoint, stores)
+
+    assert not after.was_there
+    assert complete_stores(stores) == [before.folder]
+    assert contents(after.folder) == contents(undisturbed.folder)
+
+
 def test_an_interrupted_attempt_on_another_checkpoint_is_not_gone_on_with(
     checkpoint: Path, stores: Path, tmp_path: Path
 ) -> None:
