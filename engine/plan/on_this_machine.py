@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from engine.cache.format import CacheDtype
 from engine.int8.linear import ComputeMode
 from engine.interface import ModelLoadError
@@ -16,7 +18,7 @@ from engine.plan.machine import machine_budgets
 from engine.plan.plan import Budgets, CannotRunError, Plan
 from engine.plan.rates import CPU, Throughputs
 from engine.plan.search import make_plan
-from engine.store.opened import OpenedStore
+from engine.store.prepare import Int8Store
 
 # Threads that read from disk.
 DEFAULT_DISK_READERS = 2
@@ -49,23 +51,23 @@ class PlacementOptions:
     workload: Workload = DEFAULT_WORKLOAD
 
 
-def plan_on_this_machine(opened: OpenedStore, options: PlacementOptions) -> Plan:
+def plan_on_this_machine(store: Int8Store, options: PlacementOptions, device: torch.device) -> Plan:
     """Plan a store for this machine.
 
     Raises:
         ModelLoadError: It cannot run within the budgets; the message names the
             smallest that would do.
     """
-    on_gpu = opened.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     model = demands_of_layout(
-        opened.config,
-        opened.alias,
-        opened.stored.layout,
+        store.config,
+        store.alias,
+        store.layout,
         on_gpu=on_gpu,
         kv_cache=options.kv_cache,
-        store_bytes=opened.store.bytes,
+        store_bytes=store.bytes,
     )
-    stores = opened.store.folder.parent
+    stores = store.folder.parent
     found = machine_budgets(stores, on_gpu=on_gpu and options.gpu_bytes is None)
     budgets = Budgets(
         gpu_bytes=(options.gpu_bytes or found.gpu_bytes) if on_gpu else None,

@@ -15,10 +15,9 @@ from engine.plan.from_layout import DTYPES, demands_of_config
 from engine.plan.plan import Budgets, CannotRunError, Plan
 from engine.plan.rates import T4
 from engine.plan.search import make_plan
-from engine.store.opened import open_store
 from engine.store.prepare import Int8Store, prepare_store
 from engine.weights.loader import load_store
-from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
 
 TOLERANCE = 0.02
 # Data starts at a multiple of 4096, after names and shapes.
@@ -84,18 +83,18 @@ def test_the_loader_takes_in_every_tier_what_was_planned(store: Int8Store, plan:
     )
 
 
-def test_the_slots_take_what_was_planned(store: Int8Store, plan: Plan, on_gpu: bool) -> None:
-    config = AutoConfig.from_pretrained(store.folder)
-    source = open_store(store, "tiny", config, device=torch.device("cpu"), dtype=DTYPES[on_gpu])
+def test_the_slots_take_what_was_planned(store: Int8Store, plan: Plan) -> None:
     model = place_model(
-        source,
+        store,
         plan.placement,
+        torch.device("cpu"),
+        tokenizer=tiny_tokenizer(),
         mode="w8a16",
         on_progress=lambda _progress: None,
         should_stop=lambda: False,
     )
     taken = [slot.flat.numel() for slot in model.slots]
-    model.close()
+    model.free()
     assert len(taken) == plan.slots > 0
     assert sum(taken) == pytest.approx(plan.memory.slot_bytes, rel=TOLERANCE)
 
