@@ -44,6 +44,8 @@ class Int8Store:
 
     Attributes:
         alias: The model's alias, for messages.
+        checkpoint: The folder of the checkpoint, which has the generation settings
+            as they are now; the store has them as they were when it was made.
         config: The transformers configuration of its checkpoint.
         folder: The folder that holds the files.
         manifest: What the store says of itself.
@@ -52,6 +54,7 @@ class Int8Store:
     """
 
     alias: str
+    checkpoint: Path
     config: Any
     folder: Path
     manifest: StoreManifest
@@ -118,7 +121,7 @@ def store_of_checkpoint(
         raise ModelLoadError(f"{checkpoint.folder} is quantised already; it is used as it is")
     origin = origin_of(source, checkpoint, dtype)
     folder = store_folder(stores, source, origin)
-    if store := find_store(folder, origin, source.alias, checkpoint.config):
+    if store := find_store(folder, origin, source, checkpoint):
         return store
     making = folder.with_name(f"{folder.name}.partial")
     try:
@@ -129,7 +132,7 @@ def store_of_checkpoint(
             should_stop=should_stop,
         ):
             # Made by the process that was waited for.
-            if store := find_store(folder, origin, source.alias, checkpoint.config):
+            if store := find_store(folder, origin, source, checkpoint):
                 return store
             plan = contents_of(checkpoint, dtype=dtype)
             stream = TensorStream(plan=plan, tensors=checkpoint.tensors, device=device)
@@ -142,6 +145,7 @@ def store_of_checkpoint(
         raise ModelLoadError(_not_written(making, error)) from error
     return Int8Store(
         alias=source.alias,
+        checkpoint=checkpoint.folder,
         config=checkpoint.config,
         folder=folder,
         manifest=manifest,
@@ -155,7 +159,9 @@ def is_int8_store(checkpoint: Checkpoint) -> bool:
     return getattr(checkpoint.config, "quantization_config", None) is not None
 
 
-def find_store(folder: Path, origin: StoreOrigin, alias: str, config: Any) -> Int8Store | None:
+def find_store(
+    folder: Path, origin: StoreOrigin, source: ModelSource, checkpoint: Checkpoint
+) -> Int8Store | None:
     """The complete store in a folder, if it has this origin and all its files."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.layout is None or manifest.origin != origin:
@@ -163,8 +169,9 @@ def find_store(folder: Path, origin: StoreOrigin, alias: str, config: Any) -> In
     if manifest.intact_files(folder) != set(manifest.files):
         return None
     return Int8Store(
-        alias=alias,
-        config=config,
+        alias=source.alias,
+        checkpoint=checkpoint.folder,
+        config=checkpoint.config,
         folder=folder,
         manifest=manifest,
         layout=manifest.layout,
