@@ -27,7 +27,6 @@ class Family:
     """How prompts of one family are laid out and how long they may be.
 
     Attributes:
-        name: For the log.
         is_encoder_decoder: The prompt goes to an encoder, so prompt and
             completion do not share one context.
         padding_side: Where the prompts of a batch are padded. A causal model
@@ -40,7 +39,6 @@ class Family:
             not the embedding.
     """
 
-    name: str
     is_encoder_decoder: bool
     padding_side: Literal["left", "right"]
     positions: Callable[[object], int | None]
@@ -96,15 +94,14 @@ def _t5_is_untied(config: object) -> bool:
     return _is_untied(config) or not getattr(config, "scale_decoder_outputs", True)
 
 
-def _causal(name: str, positions: Callable[[object], int | None]) -> Family:
-    return Family(name=name, is_encoder_decoder=False, padding_side="left", positions=positions)
+def _causal(positions: Callable[[object], int | None]) -> Family:
+    return Family(is_encoder_decoder=False, padding_side="left", positions=positions)
 
 
-_CAUSAL = _causal("causal", _stated("max_position_embeddings", "n_positions", "seq_length"))
+_CAUSAL = _causal(_stated("max_position_embeddings", "n_positions", "seq_length"))
 
 
 _ENCODER_DECODER = Family(
-    name="encoder-decoder",
     is_encoder_decoder=True,
     padding_side="right",
     positions=_stated("max_position_embeddings"),
@@ -112,7 +109,6 @@ _ENCODER_DECODER = Family(
 
 
 _T5 = Family(
-    name="t5",
     is_encoder_decoder=True,
     padding_side="right",
     positions=_unlimited,
@@ -123,9 +119,9 @@ _T5 = Family(
 
 
 _FAMILIES = {
-    "bloom": _causal("bloom", _bloom_positions),
-    "gpt2": _causal("gpt2", _stated("n_positions", "max_position_embeddings")),
-    "gpt_neox": _causal("gpt_neox", _stated("max_position_embeddings")),
+    "bloom": _causal(_bloom_positions),
+    "gpt2": _causal(_stated("n_positions", "max_position_embeddings")),
+    "gpt_neox": _causal(_stated("max_position_embeddings")),
     "t5": _T5,
     "umt5": _T5,
     "mt5": _T5,

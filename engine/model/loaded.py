@@ -48,7 +48,7 @@ class Int8Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of parameters, buffers and int8 scales, wherever they are; a tied head counts once."""
+        """Bytes of parameters, buffers and int8 scales in all tiers; a tied head counts once."""
         if self.layout is not None:
             return self.layout.int8_bytes
         tensors = [*self.model.parameters(), *self.model.buffers()]

@@ -48,7 +48,7 @@ class Int8Store:
             as they are now; the store has them as they were when it was made.
         config: The transformers configuration of its checkpoint.
         folder: The folder that holds the files.
-        manifest: What the store says of itself.
+        manifest: The content of tgp_store.json.
         layout: The tensors that the engine reads, from the manifest.
         was_there: Whether it was complete already.
     """
@@ -81,12 +81,12 @@ def prepare_store(
     Args:
         source: The model; downloaded if need be.
         stores: The folder of all stores.
-        device: Where to quantise.
+        device: The device that quantises.
         on_progress: Told stage "prepare" in bytes of tensors on disk, the first
             time before anything is written; "waiting" while another process
             makes the same store.
         should_stop: Asked after every few rows.
-        dtype: Of what is not int8; None for the checkpoint's own.
+        dtype: Dtype of what is not int8; None for the checkpoint's own.
 
     Raises:
         ModelLoadError: There is no such checkpoint, the disk has no room, or
