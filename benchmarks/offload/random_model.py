@@ -104,6 +104,7 @@ class RandomModel:
         maker = StoreMaker(folder, origin, plan, lambda _: None, lambda: False)
         return Int8Store(
             alias=folder.name,
+            checkpoint=source,
             config=self.config,
             folder=folder,
             manifest=maker.make(checkpoint, stream),

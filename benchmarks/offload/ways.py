@@ -111,6 +111,7 @@ def open_folder(folder: Path) -> Int8Store:
         raise RuntimeError(f"no store in {folder}")
     return Int8Store(
         alias=folder.parent.name,
+        checkpoint=folder,
         config=AutoConfig.from_pretrained(folder),
         folder=folder,
         manifest=manifest,

@@ -44,8 +44,8 @@ class TensorLayout:
     """One tensor of an int8 model.
 
     Attributes:
-        name: In the file that save_pretrained writes.
-        model_name: In the model's state dict, where it may differ.
+        name: Name in the file that save_pretrained writes.
+        model_name: Name in the model's state dict, where it may differ.
         is_parameter: Whether it is a parameter: not scales, formats or buffers.
     """
 
@@ -71,10 +71,10 @@ class BlockLayout:
     """One transformer block, or what stands around them.
 
     Attributes:
-        name: Unique in its model.
-        is_lookup: Of an embedding: whether lines, or the product with a head
-            that is tied to it, are all that the model makes of it. Some scale
-            the lines, or number them in a way of their own.
+        name: Name of the block, unique in its model.
+        is_lookup: Whether it is an embedding of which the model takes nothing but
+            lines, or the product with a head that is tied to it. Some models
+            scale the lines, or number them in a way of their own.
     """
 
     name: str
@@ -136,9 +136,9 @@ def layout_of(
     Args:
         config: A transformers configuration; a head is taken as tied or not
             as it says, and a checkpoint's own dtype as it says.
-        dtype: Of what is not int8.
-        as_transformers: As it would be there: with the linears that it keeps
-            in float, and without narrow tables.
+        dtype: Dtype of what is not int8.
+        as_transformers: Whether to lay it out as transformers would have it: with
+            the linears that it keeps in float, and without narrow tables.
     """
     model = int8_skeleton(config, dtype=dtype)
     tied = set(model.all_tied_weights_keys)
@@ -204,7 +204,7 @@ def with_narrow_tables(
     """The same with float32 embeddings and heads as narrow as they were to begin with.
 
     Args:
-        layout: Of the model.
+        layout: The model's layout.
         model: A skeleton.
         own_dtype: What a tensor is in the checkpoint; None where that is not known.
     """

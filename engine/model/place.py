@@ -76,7 +76,7 @@ def place_model(
         put_narrow_tables(model, store.layout)
         builder = _Builder(model, store.layout, device, loaded, cleanup)
         slots, passes = builder.build(slot_count, disk_readers)
-        finish_model(model, store.layout.ties, device, store.folder)
+        finish_model(model, store.layout.ties, device, store.checkpoint)
         return Int8Model(
             model=model,
             tokenizer=tokenizer,

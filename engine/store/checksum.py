@@ -39,8 +39,8 @@ def word_sum(data: Any, position: int = 0) -> int:
     """Sum a piece of data.
 
     Args:
-        data: Its bytes, as any buffer.
-        position: Of its first byte in the whole.
+        data: The piece's bytes, as any buffer.
+        position: Position of its first byte in the whole.
 
     Returns:
         What it adds to the sum of the whole, to be taken modulo 2**64.

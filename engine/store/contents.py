@@ -41,8 +41,8 @@ class StoreFile:
     """One safetensors file.
 
     Attributes:
-        name: In the store's folder.
-        tensors: In the order they are written in.
+        name: Name of the file in the store's folder.
+        tensors: Its tensors in the order they are written in.
         read_by_transformers: Whether plain transformers reads it: all but the
             int8 form of linears that it keeps in float, and narrow tables.
     """

@@ -45,14 +45,17 @@ class Int8Store:
 
     Attributes:
         alias: The model's alias, for messages.
+        checkpoint: The folder of the checkpoint, which has the generation settings
+            as they are now; the store has them as they were when it was made.
         config: The transformers configuration of its checkpoint.
         folder: The folder that holds the files.
-        manifest: What the store says of itself.
+        manifest: The content of tgp_store.json.
         layout: The tensors that the engine reads, from the manifest.
         was_there: Whether it was complete already.
     """
 
     alias: str
+    checkpoint: Path
     config: Any
     folder: Path
     manifest: StoreManifest
@@ -79,12 +82,12 @@ def prepare_store(
     Args:
         source: The model; downloaded if need be.
         stores: The folder of all stores.
-        device: Where to quantise.
+        device: The device that quantises.
         on_progress: Told stage "prepare" in bytes of tensors on disk, the first
             time before anything is written; "waiting" while another process
             makes the same store.
         should_stop: Asked after every few rows.
-        dtype: Of what is not int8; None for the checkpoint's own.
+        dtype: Dtype of what is not int8; None for the checkpoint's own.
 
     Raises:
         ModelLoadError: There is no such checkpoint, the disk has no room, or
@@ -121,7 +124,7 @@ def store_of_checkpoint(
         raise ModelLoadError(f"{checkpoint.folder} is quantised already; it is used as it is")
     origin = origin_of(source, checkpoint, dtype)
     folder = store_folder(stores, source, origin)
-    if store := find_store(folder, origin, source.alias, checkpoint.config):
+    if store := find_store(folder, origin, source, checkpoint):
         return store
     making = partial_folder(folder)
     try:
@@ -132,7 +135,7 @@ def store_of_checkpoint(
             should_stop=should_stop,
         ):
             # Made by the process that was waited for.
-            if store := find_store(folder, origin, source.alias, checkpoint.config):
+            if store := find_store(folder, origin, source, checkpoint):
                 return store
             plan = contents_of(checkpoint, dtype=dtype)
             stream = TensorStream(plan=plan, tensors=checkpoint.tensors, device=device)
@@ -145,6 +148,7 @@ def store_of_checkpoint(
         raise ModelLoadError(_not_written(making, error)) from error
     return Int8Store(
         alias=source.alias,
+        checkpoint=checkpoint.folder,
         config=checkpoint.config,
         folder=folder,
         manifest=manifest,
@@ -158,7 +162,9 @@ def is_int8_store(checkpoint: Checkpoint) -> bool:
     return getattr(checkpoint.config, "quantization_config", None) is not None
 
 
-def find_store(folder: Path, origin: StoreOrigin, alias: str, config: Any) -> Int8Store | None:
+def find_store(
+    folder: Path, origin: StoreOrigin, source: ModelSource, checkpoint: Checkpoint
+) -> Int8Store | None:
     """The complete store in a folder, if it has this origin and all its files."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.layout is None or manifest.origin != origin:
@@ -166,8 +172,9 @@ def find_store(folder: Path, origin: StoreOrigin, alias: str, config: Any) -> In
     if manifest.intact_files(folder) != set(manifest.files):
         return None
     return Int8Store(
-        alias=alias,
-        config=config,
+        alias=source.alias,
+        checkpoint=checkpoint.folder,
+        config=checkpoint.config,
         folder=folder,
         manifest=manifest,
         layout=manifest.layout,

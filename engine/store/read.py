@@ -33,13 +33,13 @@ class Segment:
     """The tensors of one open file.
 
     Attributes:
-        path: For messages.
-        file: Open and unbuffered.
-        data_start: Of the tensors in the file, in bytes.
-        offset: Of the tensors in the block's flat buffer, in bytes.
-        bytes: Of all its tensors.
-        places: Of each.
-        word_sum: Of its tensors' data, as the manifest has it; None if it does not.
+        path: The file's path, for messages.
+        file: The file, open and unbuffered.
+        data_start: Position of the first tensor in the file, in bytes.
+        offset: Position of the first tensor in the block's flat buffer, in bytes.
+        bytes: Bytes of all tensors.
+        places: Place of each tensor.
+        word_sum: Sum of the tensors' data from the manifest; None if it has none.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Segment:
         """Hold what was read to the manifest.
 
         Args:
-            sums: What read() returned for every piece.
+            sums: The sum that read() returned for every piece.
 
         Raises:
             ModelLoadError: It is not what was written.
@@ -104,8 +104,8 @@ class StoredBlock:
     """A block whose files are open; nothing of its tensors is in memory.
 
     Attributes:
-        name: As in the model's layout.
-        segments: One per file, in the order they stand in a flat buffer.
+        name: Name of the block in the model's layout.
+        segments: One segment per file, in the order they stand in a flat buffer.
     """
 
     name: str
@@ -113,12 +113,12 @@ class StoredBlock:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors."""
+        """Bytes of the tensors."""
         return sum(segment.bytes for segment in self.segments)
 
     @property
     def buffer_bytes(self) -> int:
-        """Of a flat buffer for them all: a few more, for alignment."""
+        """Bytes of a flat buffer for them all: a few more, for alignment."""
         return max(segment.offset + segment.bytes for segment in self.segments)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -152,10 +152,10 @@ def open_block(folder: Path, name: str, manifest: StoreManifest, files: ExitStac
     """Open a block's files and read their headers.
 
     Args:
-        folder: The store's.
-        name: The block's.
+        folder: Folder of the store.
+        name: Name of the block.
         manifest: Says which files there are and how long they must be.
-        files: Will close them.
+        files: Closes the files at its end.
 
     Raises:
         ModelLoadError: A file is missing, has another length or is damaged.

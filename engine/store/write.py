@@ -33,7 +33,7 @@ class TensorStream:
     plan: StoreContents
     tensors: CheckpointTensors
     device: torch.device
-    # Of the weights already quantised, until they are written.
+    # Scales of weights that are quantised already, until they are written.
     _scales: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def chunks(self, tensor: TensorLayout) -> Iterator[torch.Tensor]:
@@ -79,9 +79,9 @@ def write_store_file(
     """Write a file and wait until it is on the disk.
 
     Args:
-        path: Where; whatever is there is overwritten.
-        file: What it holds.
-        stream: Where that comes from.
+        path: Path of the file; whatever is there is overwritten.
+        file: The tensors to write.
+        stream: Gives their bytes.
         on_bytes: Told how many bytes of tensors were written since it was last.
         should_stop: Asked after every chunk.
 

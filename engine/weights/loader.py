@@ -28,8 +28,8 @@ class LoadedBlock:
     """A block where it lives.
 
     Attributes:
-        tier: Where that is.
-        stored: Its files, open: where every tensor is in a flat buffer.
+        tier: The tier that it is in.
+        stored: Its open files, and where every tensor is in a flat buffer.
         flat: uint8 [stored.buffer_bytes], on the device or in RAM; None on
             disk, and for what is resident on a CPU, which is the mapped file.
         tensors: By the names in the file, as views; empty on disk.
@@ -42,7 +42,7 @@ class LoadedBlock:
 
     @property
     def bytes(self) -> int:
-        """Allocated for it, or mapped."""
+        """Bytes that are allocated for it, or mapped."""
         if self.tier == "disk":
             return 0
         return self.stored.bytes if self.flat is None else self.flat.numel()
@@ -60,7 +60,7 @@ class LoadedStore:
     _cleanup: ExitStack
 
     def bytes_at(self, tier: Tier) -> int:
-        """Allocated or mapped in one tier; none on disk."""
+        """Bytes that are allocated or mapped in one tier; none on disk."""
         return sum(block.bytes for block in self.blocks.values() if block.tier == tier)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ def load_store(
     Args:
         store: Complete.
         placement: For each block, in the order of execution.
-        device: Where resident blocks are.
+        device: The device of resident blocks.
         on_progress: Told stage "load" in bytes of what is resident or in RAM.
         should_stop: Asked after every few MiB.
 

@@ -10,9 +10,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.interface import LoadProgress, ModelLoadError, ModelSource
+from engine.interface import (
+    ChatMessage,
+    GenerationRequest,
+    GenerationResult,
+    LoadProgress,
+    ModelLoadError,
+    ModelSource,
+)
 from engine.load import load_engine
-from tests.integration.engine_runs import RAGGED_PROMPTS, ignore, load, never, request, run
+from tests.integration.engine_runs import (
+    RAGGED_PROMPTS,
+    copy,
+    edit,
+    ignore,
+    load,
+    never,
+    request,
+    run,
+)
 from tests.stores import pickle_weights, prepare
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, save_random_checkpoint
 
@@ -57,6 +73,38 @@ def test_the_store_is_made_on_first_use_and_said(tmp_path: Path) -> None:
 
     assert "prepare" in first
     assert "prepare" not in second
+
+
+def test_settings_and_template_are_those_of_now_and_the_weights_are_not_made_again(
+    tmp_path: Path,
+) -> None:
+    folder = copy(checkpoint_folder("tiny-bloom", tmp_path), tmp_path)
+    stores = tmp_path / "stores"
+    chat = request(0, (ChatMessage(role="user", content="A lease"),), logprobs=0)
+    before = result_of(folder, stores, chat)
+    made = times_of_weights(stores)
+
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    alone = result_of(folder, stores, request(0, "A lease", logprobs=0))
+    assert alone.logprobs
+    edit(folder / "generation_config.json", eos_token_id=alone.logprobs[0].token_id)
+    after = result_of(folder, stores, chat)
+
+    assert before.completion_tokens > 1
+    assert (after.prompt_tokens, after.completion_tokens) == (alone.prompt_tokens, 1)
+    assert times_of_weights(stores) == made
+
+
+def times_of_weights(stores: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in stores.rglob("*.safetensors")}
+
+
+def result_of(folder: Path, stores: Path, asked: GenerationRequest) -> GenerationResult:
+    engine = load(folder, stores=stores)
+    try:
+        return run(engine, [asked])[asked.key]
+    finally:
+        engine.close()
 
 
 def test_the_command_makes_the_store_that_a_worker_loads(tmp_path: Path) -> None:
