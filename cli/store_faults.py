@@ -1,4 +1,4 @@
-"""Half-made and damaged int8 copies of models."""
+"""Incomplete and damaged int8 copies of models."""
 
 from __future__ import annotations
 
@@ -8,65 +8,46 @@ from functools import partial
 from pathlib import Path
 
 from cli.faults import Fault
-from jobs.settings import Settings
-
-PARTIAL = ".partial"
-
-
-def half_made_stores(settings: Settings) -> list[Path]:
-    """The unfinished copies, whether somebody is making them or not."""
-    if not settings.stores_path.is_dir():
-        return []
-    return sorted(path for path in settings.stores_path.glob(f"*{PARTIAL}") if path.is_dir())
+from engine.store.care import damaged_files, is_being_made, set_back
+from engine.store.lock import complete_stores, incomplete_stores, store_lock_if_free
 
 
-def store_faults(settings: Settings, busy_models: set[str], *, thorough: bool) -> Iterator[Fault]:
-    """Copies that are no use, and nobody is working on them.
+def left_stores(stores: Path) -> list[Path]:
+    """The incomplete copies that no process is working on."""
+    return [folder for folder in incomplete_stores(stores) if not is_being_made(folder)]
+
+
+def store_faults(stores: Path, busy_models: set[str]) -> Iterator[Fault]:
+    """Incomplete copies that no process is working on, and damaged complete ones.
+
+    Every byte of the complete ones is read.
 
     Args:
-        settings: Say where copies are.
+        stores: The folder of all copies.
         busy_models: Models that a worker is loading; theirs are left alone.
-        thorough: Also half-made ones that could be gone on with, and finished
-            ones with damaged files, for which every byte is read.
     """
-    from engine.store.care import damaged_files, is_being_made, is_resumable
-
-    for folder in half_made_stores(settings):
-        if is_being_made(folder) or not (thorough or not is_resumable(folder)):
-            continue
-        use = "that could be gone on with" if is_resumable(folder) else "that nothing can be had of"
+    for folder in left_stores(stores):
         yield Fault(
-            kind="half_made_store",
+            kind="incomplete_store",
             subject=str(folder),
-            found=f"an unfinished int8 copy {use}; nobody is making it",
+            found="an incomplete int8 copy; no process is working on it",
             mend="delete it",
-            repair=partial(_delete_half_made, folder),
+            repair=partial(_delete, folder),
         )
-    if thorough:
-        for folder in finished_stores(settings):
-            alias = folder.name.rpartition("-")[0]
-            if alias not in busy_models and (names := damaged_files(folder)):
-                yield Fault(
-                    kind="damaged_store",
-                    subject=str(folder),
-                    found=f"damaged: {', '.join(names)}",
-                    mend="set it back to half made without them; the next load makes them again",
-                    repair=partial(_set_back, folder),
-                )
+    for folder in complete_stores(stores):
+        alias = folder.name.rpartition("-")[0]
+        if alias not in busy_models and (names := damaged_files(folder)):
+            yield Fault(
+                kind="damaged_store",
+                subject=str(folder),
+                found=f"damaged: {', '.join(names)}",
+                mend="delete those files; the next load makes them again",
+                repair=partial(_set_back, folder),
+            )
 
 
-def finished_stores(settings: Settings) -> list[Path]:
-    """The folders of copies that were finished."""
-    if not settings.stores_path.is_dir():
-        return []
-    found = (path for path in settings.stores_path.iterdir() if path.is_dir())
-    return sorted(path for path in found if path.suffix != PARTIAL)
-
-
-def _delete_half_made(folder: Path) -> bool:
-    from engine.store.care import held
-
-    with held(folder) as is_ours:
+def _delete(folder: Path) -> bool:
+    with store_lock_if_free(folder) as is_ours:
         if not is_ours or not folder.exists():
             return False
         shutil.rmtree(folder)
@@ -74,9 +55,7 @@ def _delete_half_made(folder: Path) -> bool:
 
 
 def _set_back(folder: Path) -> bool:
-    from engine.store.care import damaged_files, held, set_back
-
-    with held(folder) as is_ours:
+    with store_lock_if_free(folder) as is_ours:
         if not is_ours or not (names := damaged_files(folder)):
             return False
         set_back(folder, names)

@@ -6,14 +6,13 @@ costs time at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from jobs.database import Database
 from jobs.errors import QueueUnavailableError, SettingsError
-from jobs.queue_contents import messages_of
 from jobs.settings import Settings, redact_url
 from jobs.store import publishing
 from jobs.store.records import PublishableShard
@@ -83,31 +82,6 @@ class Dispatcher:
                 self._send(database, shards)
                 sent += len(shards)
         return sent
-
-    def unheard_shards(self, database: Database, older_than_seconds: float) -> list[int]:
-        """Queued shards whose message is neither in Redis nor with a worker just now.
-
-        Raises:
-            QueueUnavailableError: Redis cannot be reached.
-        """
-        unheard: list[int] = []
-        for model in publishing.models_waiting(database):
-            # Asked first: a message that is taken meanwhile is then no loss.
-            queued = publishing.queued_shards(database, model, older_than_seconds)
-            with self._connected() as connection:
-                heard = messages_of(connection.default_channel, queue_name(model))
-            unheard += [shard for shard in queued if shard not in heard]
-        return unheard
-
-    def publish_these(self, database: Database, shard_ids: Sequence[int]) -> int:
-        """Send a message for these shards, where they are queued still.
-
-        Raises:
-            QueueUnavailableError: Redis cannot be reached.
-        """
-        shards = publishing.take_these(database, shard_ids)
-        self._send(database, shards)
-        return len(shards)
 
     def queue_length(self, model: str) -> int:
         """Messages waiting for a model, over all priorities.

@@ -35,8 +35,6 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from jobs.schema import NOW
-
 # Named constraints, because SQLite's batch migrations cannot drop nameless ones.
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -80,12 +78,15 @@ class database_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL 
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: database_now, compiler: Any, **options: Any) -> str:
-    return NOW["sqlite"].format(offset=compiler.process(element.clauses, **options))
+    offset = compiler.process(element.clauses, **options)
+    # '%f' has milliseconds; the zeros make it the width SQLAlchemy writes.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
 
 
 @compiles(database_now, "postgresql")
 def _postgres_now(element: database_now, compiler: Any, **options: Any) -> str:
-    return NOW["postgresql"].format(offset=compiler.process(element.clauses, **options))
+    offset = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {offset}))"
 
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)

@@ -8,9 +8,8 @@ from cli.examples import examples
 from cli.ledger import connect_ledger
 from cli.options import json_option, settings_options
 from cli.output import print_json, say
-from jobs.database import Database, schema_revision
+from jobs.database import SCHEMA_REVISION, Database, schema_revision
 from jobs.database import upgrade as upgrade_schema
-from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings
 
 

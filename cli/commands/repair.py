@@ -1,23 +1,23 @@
-"""`tgp-jobs repair`: mend what a crash, a restored backup or a full disk left behind."""
+"""`tgp-jobs repair`: mend what no sweep and no start of a worker mends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from cli.examples import examples
-from cli.faults import Fault
-from cli.known_faults import looks
+from cli.faults import Fault, job_faults
 from cli.ledger import open_ledger
 from cli.options import json_option, settings_options
-from cli.output import note, print_json, print_table, say
-from jobs.dispatch import Dispatcher
+from cli.output import print_json, print_table, say
+from cli.worker_extra import INSTALL_COMMAND, MissingExtraError, is_installed
+from jobs.database import Database
 from jobs.errors import TgpError
 from jobs.settings import Settings
+from jobs.store.workers import live_workers
 
 WOULD, DONE, GONE, FAILED = "would be mended", "mended", "mended by itself", "failed"
 
@@ -50,47 +50,46 @@ class Mended:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.option(
     "--stores",
-    "thorough",
+    "with_stores",
     is_flag=True,
-    help="Also delete every half-made int8 copy, and compare the checksums of the finished ones.",
+    help="Also delete incomplete int8 copies, and compare the checksums of the complete ones.",
 )
 @settings_options()
 @json_option
 @click.pass_context
 def repair(
-    context: click.Context, *, dry_run: bool, thorough: bool, settings: Settings, as_json: bool
+    context: click.Context, *, dry_run: bool, with_stores: bool, settings: Settings, as_json: bool
 ) -> None:
-    """Mend what a crash or a full disk left behind.
+    """Mend what a crash or a full disk left behind and no worker mends by itself.
 
     Workers may go on meanwhile. A second run finds nothing to do. Exits with 1
-    if something could not be mended or looked at, and with --dry-run if there
-    is something to mend.
+    if something could not be mended, and with --dry-run if there is something
+    to mend.
     """
     database = open_ledger(settings)
-    unchecked: dict[str, str] = {}
-    with closing(Dispatcher(settings)) as dispatcher:
-        mended = [
-            _outcome(fault, dry_run=dry_run)
-            for name, look in looks(settings, database, dispatcher, thorough=thorough)
-            for fault in _found(name, look, unchecked)
-        ]
-    is_well = not unchecked and all(each.outcome in (DONE, GONE) for each in mended)
+    # All of them before the first is mended: a mended one may look like another.
+    faults = list(job_faults(database))
+    if with_stores:
+        faults += _store_faults(settings, database)
+    mended = [_outcome(fault, dry_run=dry_run) for fault in faults]
+    is_well = all(each.outcome in (DONE, GONE) for each in mended)
     if as_json:
-        faults = [each.document() for each in mended]
-        print_json({"ok": is_well, "dry_run": dry_run, "faults": faults, "unchecked": unchecked})
+        documents = [each.document() for each in mended]
+        print_json({"ok": is_well, "dry_run": dry_run, "faults": documents})
     else:
-        _show(mended, unchecked)
+        _show(mended)
     context.exit(0 if is_well else 1)
 
 
-def _found(
-    name: str, look: Callable[[], Iterator[Fault]], unchecked: dict[str, str]
-) -> Iterator[Fault]:
-    try:
-        # All of them before the first is mended: a mended one may look like another.
-        yield from list(look())
-    except (TgpError, OSError) as error:
-        unchecked[name] = str(error)
+def _store_faults(settings: Settings, database: Database) -> Iterator[Fault]:
+    if not is_installed("torch"):
+        raise MissingExtraError(
+            f"int8 copies can be looked at only where torch is installed: {INSTALL_COMMAND}"
+        )
+    from cli.store_faults import store_faults
+
+    busy = {each.model for each in live_workers(database) if each.status == "loading"}
+    return store_faults(settings.stores_path, {each for each in busy if each})
 
 
 def _outcome(fault: Fault, *, dry_run: bool) -> Mended:
@@ -102,14 +101,12 @@ def _outcome(fault: Fault, *, dry_run: bool) -> Mended:
         return Mended(fault=fault, outcome=FAILED, reason=str(error))
 
 
-def _show(mended: list[Mended], unchecked: dict[str, str]) -> None:
-    if mended:
-        rows = (
-            (each.outcome, each.fault.subject, each.fault.found, each.reason or each.fault.mend)
-            for each in mended
-        )
-        print_table(("OUTCOME", "WHAT", "FOUND", "MEND"), rows)
-    elif not unchecked:
+def _show(mended: list[Mended]) -> None:
+    if not mended:
         say("nothing is broken")
-    for name, reason in unchecked.items():
-        note(f"{name} could not be looked at: {reason}")
+        return
+    rows = (
+        (each.outcome, each.fault.subject, each.fault.found, each.reason or each.fault.mend)
+        for each in mended
+    )
+    print_table(("OUTCOME", "WHAT", "FOUND", "MEND"), rows)

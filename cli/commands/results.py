@@ -16,8 +16,9 @@ from cli.watch import exit_code
 from jobs.database import Database
 from jobs.results.formats import FORMATS
 from jobs.settings import Settings
-from jobs.store.reading import find_job, job_report, result_rows
+from jobs.store.reading import find_job, job_report
 from jobs.store.reports import JobReport
+from jobs.store.results import result_rows
 
 
 @click.command()

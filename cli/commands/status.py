@@ -9,8 +9,6 @@ from cli.job_document import job_document, job_fields, step_fields, steps_docume
 from cli.options import job_argument, json_option, settings_options
 from cli.output import print_fields, print_json
 from jobs.settings import Settings
-from jobs.store.quick_status import quick_status
-from jobs.store.reports import StatusReports
 
 
 @click.command()
@@ -32,24 +30,6 @@ def status(
     ID is a job's id or enough of its beginning. Exits with 1 if --watch saw
     the job fail, its prompts fail, or somebody cancel it.
     """
-    code = 0
-    read = None if watch else quick_status(settings, job)
-    if read is None:
-        read, code = _read(settings, job, watch=watch)
-    report, state, steps = read
-    if as_json:
-        print_json(job_document(report, state) | {"steps": steps_document(steps)})
-    else:
-        print_fields(job_fields(report, state) + step_fields(steps))
-    context.exit(code)
-
-
-def _read(settings: Settings, job: str, *, watch: bool) -> tuple[StatusReports, int]:
-    """What is to be shown, and the exit code, read by way of SQLAlchemy.
-
-    Raises:
-        TgpError: Not one job is meant, or the database cannot be used.
-    """
     from cli.ledger import open_ledger
     from jobs.store.reading import find_job, job_report, model_state, step_report
 
@@ -61,4 +41,9 @@ def _read(settings: Settings, job: str, *, watch: bool) -> tuple[StatusReports, 
 
         code = exit_code(watch_job(database, job_id))
     report = job_report(database, job_id)
-    return (report, model_state(database, report.model), step_report(database, job_id)), code
+    state, steps = model_state(database, report.model), step_report(database, job_id)
+    if as_json:
+        print_json(job_document(report, state) | {"steps": steps_document(steps)})
+    else:
+        print_fields(job_fields(report, state) + step_fields(steps))
+    context.exit(code)

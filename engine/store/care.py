@@ -1,45 +1,18 @@
-"""Looking after int8 copies that nobody uses at the moment: damaged and half-made ones."""
+"""Looking after int8 copies that no process uses: damaged and incomplete ones."""
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-PARTIAL = ".partial"
+from engine.store.lock import partial_folder, store_lock_if_free
 
 
 def is_being_made(folder: Path) -> bool:
-    """Whether some process works on a copy, finished or not."""
-    with held(folder) as is_ours:
+    """Whether some process works on a copy, complete or not."""
+    with store_lock_if_free(folder) as is_ours:
         return not is_ours
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Keep others from making a copy; False, and nothing is held, if one does so already."""
-    lock = folder.with_name(f"{folder.name.removesuffix(PARTIAL)}.lock")
-    try:
-        file = lock.open("r+")
-    except FileNotFoundError:
-        yield True  # whoever makes a copy makes the lock first
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def is_resumable(folder: Path) -> bool:
-    """Whether a half-made copy says what it is, so that the next load goes on with it."""
-    from engine.store.manifest import read_manifest
-
-    return read_manifest(folder) is not None
 
 
 def damaged_files(folder: Path) -> list[str]:
@@ -59,8 +32,8 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def set_back(folder: Path, damaged: Sequence[str]) -> None:
-    """Make a finished copy half made again, without these files; the caller holds it."""
-    partial = folder.with_name(f"{folder.name}{PARTIAL}")
+    """Make a finished copy incomplete again, without these files; the caller holds its lock."""
+    partial = partial_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
     # Its name first: nobody may find a copy that lacks files.
     folder.rename(partial)

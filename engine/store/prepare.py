@@ -23,7 +23,7 @@ from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError,
 from engine.layout.support import require_supported
 from engine.store.checksum import sha256_of
 from engine.store.contents import contents_of
-from engine.store.lock import store_lock
+from engine.store.lock import partial_folder, store_lock
 from engine.store.maker import StoreMaker
 from engine.store.manifest import (
     StoreManifest,
@@ -116,11 +116,11 @@ def store_of_checkpoint(
     folder = store_folder(stores, source, origin)
     if store := find_store(folder, origin):
         return store
-    making = folder.with_name(f"{folder.name}.partial")
+    making = partial_folder(folder)
     try:
         stores.mkdir(parents=True, exist_ok=True)
         with store_lock(
-            folder.with_name(f"{folder.name}.lock"),
+            folder,
             on_wait=lambda: _report_waiting(making, on_progress),
             should_stop=should_stop,
         ):

@@ -7,9 +7,9 @@ joining      which shard shares batches with those that are held
 recording    results and timings, a micro-batch at a time
 recovery     expired leases, prompts that kill their worker
 control      cancel and retry
-repair       states that nobody mends by himself
-reading      what the commands show
-quick_status what `status` shows, without SQLAlchemy
+repair       jobs that do not agree with their shards
+reading      how far jobs are
+results      what became of the prompts
 workers      who is alive and what it holds
 
 Lock order, everywhere: the job's row before its shards'.

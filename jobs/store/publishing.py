@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Select, and_, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, select, update
 
 from jobs.database import Database
 from jobs.models import IS_QUEUED, database_now, jobs, shards
@@ -35,29 +35,6 @@ def take_stale(database: Database, model: str, older_than_seconds: float) -> lis
         database,
         and_(jobs.c.model == model, shards.c.published_at < database_now(-older_than_seconds)),
     )
-
-
-def take_these(database: Database, shard_ids: Sequence[int]) -> list[PublishableShard]:
-    """The same for certain shards, where they are queued still."""
-    return _take(database, shards.c.id.in_(shard_ids))
-
-
-def queued_shards(database: Database, model: str, older_than_seconds: float) -> list[int]:
-    """The queued shards of a model whose message should have arrived by now."""
-    asked_at = func.coalesce(shards.c.published_at, shards.c.created_at)
-    query = (
-        select(shards.c.id)
-        .join(jobs, shards.c.job_id == jobs.c.id)
-        .where(
-            jobs.c.model == model,
-            IS_QUEUED,
-            _alive(),
-            asked_at < database_now(-older_than_seconds),
-        )
-        .order_by(shards.c.id)
-    )
-    with database.read() as connection:
-        return list(connection.execute(query).scalars())
 
 
 def models_waiting(database: Database) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, select, true, update
+from sqlalchemy import Connection, insert, or_, select, true, update
 
 from jobs.database import Database
 from jobs.models import IS_RUNNING, database_now, shards
@@ -19,12 +19,13 @@ from jobs.store.records import Claim, PendingPrompt, PromptOutcome
 
 
 def requeue_expired(database: Database) -> list[int]:
-    """Queue again the shards whose lease ran out; each counts as a crash."""
+    """Queue again the shards whose lease ran out or is missing; each counts as a crash."""
     with database.write() as connection:
+        expires_at = shards.c.lease_expires_at
+        # Only a ledger that was changed by hand or restored has one without a lease.
+        is_over = or_(expires_at < database_now(), expires_at.is_(None))
         candidates = (
-            select(shards.c.id)
-            .where(IS_RUNNING, shards.c.lease_expires_at < database_now())
-            .with_for_update(skip_locked=True)
+            select(shards.c.id).where(IS_RUNNING, is_over).with_for_update(skip_locked=True)
         )
         return list(
             connection.execute(

@@ -1,36 +1,25 @@
-"""What can be wrong in a ledger that nobody mends by himself, and how it is mended.
+"""Jobs that do not agree with their shards, which no sweep mends, and how they are mended.
 
-Whoever mends looks again under the lock first, so workers may run beside it,
-and a second repair finds nothing to do.
+A job is looked at again under its lock before it is mended, so workers may run
+meanwhile, and a second repair finds nothing to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, true, update
 
 from jobs.database import Database
-from jobs.models import IS_RUNNING, completions, database_now, jobs, shards, workers
+from jobs.models import completions, database_now, jobs, shards
 from jobs.store.control import has_pending_prompt
-from jobs.store.leases import LIVE_JOB, NO_LEASE, death_counts, lock_job
+from jobs.store.leases import LIVE_JOB, NO_LEASE, lock_job
 
 OPEN_SHARD = ("queued", "running")
 # What a job's shards say it should be: over, begun, to be run again for prompts
 # that have no result, or without shards that could still run.
 Disagreement = Literal["complete", "running", "reopen", "no results", "shards open", "stuck"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrphanedLease:
-    """A running shard that nobody runs any more."""
-
-    shard_id: int
-    job_id: str
-    owner: str | None
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,68 +29,6 @@ class WrongJob:
     job_id: str
     status: str
     disagreement: Disagreement
-
-
-def orphaned_leases(database: Database) -> list[OrphanedLease]:
-    """Running shards whose lease ran out or is missing, or whose owner has ended."""
-    query = (
-        select(
-            shards.c.id,
-            shards.c.job_id,
-            shards.c.lease_owner,
-            shards.c.lease_expires_at,
-            workers.c.stopped_at,
-        )
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .outerjoin(workers, workers.c.id == shards.c.lease_owner)
-        .where(IS_RUNNING, jobs.c.status.in_(LIVE_JOB), _is_orphaned())
-        .order_by(shards.c.id)
-    )
-    with database.read() as connection:
-        rows = connection.execute(query).all()
-    return [
-        OrphanedLease(
-            shard_id=row.id, job_id=row.job_id, owner=row.lease_owner, reason=_orphan_reason(row)
-        )
-        for row in rows
-    ]
-
-
-def requeue_orphans(database: Database, shard_ids: Sequence[int]) -> list[int]:
-    """Queue these shards again where they are orphaned still; each counts as a crash.
-
-    Returns:
-        Those that were.
-    """
-    orphans = (
-        select(shards.c.id)
-        .outerjoin(workers, workers.c.id == shards.c.lease_owner)
-        .where(shards.c.id.in_(shard_ids), shards.c.status == "running", _is_orphaned())
-        .with_for_update(of=shards, skip_locked=True)
-    )
-    with database.write() as connection:
-        return list(
-            connection.execute(
-                update(shards)
-                .where(shards.c.id.in_(orphans.scalar_subquery()))
-                .values(status="queued", **death_counts(true()), published_at=None, **NO_LEASE)
-                .returning(shards.c.id)
-            ).scalars()
-        )
-
-
-def _is_orphaned() -> ColumnElement[bool]:
-    return or_(
-        shards.c.lease_expires_at.is_(None),
-        shards.c.lease_expires_at < database_now(),
-        workers.c.stopped_at.is_not(None),
-    )
-
-
-def _orphan_reason(row: Any) -> str:
-    if row.stopped_at is not None:
-        return "its worker has ended"
-    return "it has no lease" if row.lease_expires_at is None else "its lease ran out"
 
 
 def wrong_jobs(database: Database) -> list[WrongJob]:

@@ -96,7 +96,3 @@ class JobReport:
     @property
     def ended(self) -> bool:
         return self.status in ENDED
-
-
-# All that `status` shows of a job.
-StatusReports = tuple[JobReport, ModelState, StepReport]

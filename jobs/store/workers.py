@@ -8,8 +8,8 @@ from sqlalchemy import insert, select, update
 
 from jobs.database import Database
 from jobs.models import database_now, workers
+from jobs.store.reading import WORKER_SILENT_SECONDS
 from jobs.store.records import WorkerReport
-from jobs.store.status_rows import WORKER_SILENT_SECONDS
 
 
 def register_worker(

@@ -290,7 +290,7 @@ def test_whoever_waits_for_another_process_says_so(checkpoint: Path, stores: Pat
     thread = threading.Thread(
         target=prepare, args=(checkpoint, stores), kwargs={"on_progress": on_progress}
     )
-    with store_lock(folder.with_name(f"{folder.name}.lock"), on_wait=nothing, should_stop=never):
+    with store_lock(folder, on_wait=nothing, should_stop=never):
         thread.start()
         assert waiting.wait(30)
     thread.join()
@@ -300,12 +300,12 @@ def test_whoever_waits_for_another_process_says_so(checkpoint: Path, stores: Pat
 
 
 def test_waiting_for_another_process_can_be_stopped(tmp_path: Path) -> None:
-    lock = tmp_path / "x.lock"
+    folder = tmp_path / "x"
     deadline = time.monotonic() + 30
     with (
-        store_lock(lock, on_wait=nothing, should_stop=never),
+        store_lock(folder, on_wait=nothing, should_stop=never),
         pytest.raises(LoadInterruptedError),
-        store_lock(lock, on_wait=nothing, should_stop=lambda: True),
+        store_lock(folder, on_wait=nothing, should_stop=lambda: True),
     ):
         pass
     assert time.monotonic() < deadline

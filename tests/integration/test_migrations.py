@@ -19,6 +19,7 @@ from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from jobs.database import (
+    SCHEMA_REVISION,
     Database,
     check_schema,
     connect,
@@ -29,9 +30,9 @@ from jobs.database import (
 )
 from jobs.errors import SchemaError
 from jobs.models import UtcDateTime, database_now, metadata, prompts, workers
-from jobs.schema import SCHEMA_REVISION
 from jobs.settings import Settings
-from jobs.store.reading import job_report, result_rows, step_report
+from jobs.store.reading import job_report, step_report
+from jobs.store.results import result_rows
 from jobs.store.workers import register_worker
 from tests.ledger import run_job, submit
 

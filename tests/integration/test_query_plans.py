@@ -21,6 +21,7 @@ from sqlalchemy import event
 from jobs.database import Database
 from jobs.store import joining, leases, publishing, reading, recovery
 from jobs.store.records import Claim
+from jobs.store.results import result_rows
 from tests.ledger import LEASE_SECONDS, record, submit, submit_and_claim, try_claim
 
 pytestmark = pytest.mark.integration
@@ -88,11 +89,11 @@ def next_of_job(database: Database, held: Claim) -> object:
 
 
 def read_results(database: Database, held: Claim) -> object:
-    return list(reading.result_rows(database, held.job_id))
+    return list(result_rows(database, held.job_id))
 
 
 def read_failed(database: Database, held: Claim) -> object:
-    return list(reading.result_rows(database, held.job_id, failed_only=True))
+    return list(result_rows(database, held.job_id, failed_only=True))
 
 
 def requeue(database: Database, held: Claim) -> object:

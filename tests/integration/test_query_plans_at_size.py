@@ -23,8 +23,9 @@ from sqlalchemy import select, text
 from jobs.database import Database, open_database
 from jobs.models import prompts
 from jobs.settings import Settings
-from jobs.store import control, joining, leases, publishing, reading, recovery, workers
+from jobs.store import control, joining, leases, publishing, reading, recovery, results, workers
 from jobs.store.records import Claim
+from jobs.store.results import result_rows
 from tests.integration.test_query_plans import statements_of
 from tests.ledger import claim, record, shard_ids, submit, submit_and_claim, try_claim
 from tests.services import fresh_database
@@ -238,15 +239,12 @@ HOT: dict[str, Callable[[Database, Claim], object]] = {
     "status: report": lambda db, held: reading.job_report(db, held.job_id),
     "status: steps": lambda db, held: reading.step_report(db, held.job_id),
     "status: model": lambda db, held: reading.model_state(db, held.model),
-    "results": lambda db, held: list(reading.result_rows(db, held.job_id)),
-    "results: next page": lambda db, held: list(reading.result_rows(db, held.job_id, after=3)),
-    "results: failed": lambda db, held: list(
-        reading.result_rows(db, held.job_id, failed_only=True)
-    ),
+    "results": lambda db, held: list(result_rows(db, held.job_id)),
+    "results: next page": lambda db, held: list(result_rows(db, held.job_id, after=3)),
+    "results: failed": lambda db, held: list(result_rows(db, held.job_id, failed_only=True)),
     "list": lambda db, held: reading.job_reports(db, limit=51),
     "cancel": lambda db, held: control.cancel_job(db, held.job_id),
     "submit": lambda db, held: submit(db, 8, idempotency_key=held.job_id),
-    "repair: messages": lambda db, held: publishing.queued_shards(db, held.model, 5),
 }
 
 
@@ -289,7 +287,7 @@ def test_a_page_in_the_middle_of_a_large_job_reads_its_own_rows_only(
     fill(database, jobs=1, prompts_of_a_job=30_000, prompts_of_a_shard=500)
 
     (statement, parameters), *_ = statements_of(
-        database, lambda: next(reading.result_rows(database, "old0", after=20_000))
+        database, lambda: next(result_rows(database, "old0", after=20_000))
     )
     with database.read() as connection:
         plan = connection.exec_driver_sql(
@@ -297,7 +295,7 @@ def test_a_page_in_the_middle_of_a_large_job_reads_its_own_rows_only(
         ).scalar_one()
     database.close()
 
-    assert max(rows_of(plan[0]["Plan"])) == reading.ROWS_PER_PAGE
+    assert max(rows_of(plan[0]["Plan"])) == results.ROWS_PER_PAGE
 
 
 def rows_of(node: dict[str, Any]) -> Iterator[float]:

@@ -148,6 +148,15 @@ def test_recording_keeps_the_lease_from_running_out(database: Database) -> None:
     assert recovery.requeue_expired(database) == []
 
 
+def test_a_running_shard_without_a_lease_is_swept(database: Database) -> None:
+    # as a restored or hand-made ledger may have it
+    held = submit_and_claim(database)
+    with database.write() as connection:
+        connection.execute(update(shards).values(lease_owner=None, lease_expires_at=None))
+    assert recovery.requeue_expired(database) == [held.shard_id]
+    assert shard(database, held.shard_id).crashes == 1
+
+
 def test_an_expired_lease_is_queued_again_and_counted(database: Database) -> None:
     # given one shard whose owner is silent and one whose owner lives
     silent, living = shard_ids(database, submit(database, 8))

@@ -9,6 +9,7 @@ from jobs.database import Database
 from jobs.models import completions
 from jobs.store import leases, reading, recovery
 from jobs.store.control import retry_job
+from jobs.store.results import result_rows
 from tests.ledger import (
     claim,
     column,
@@ -104,7 +105,7 @@ def test_the_prompt_that_kills_is_failed_and_the_rest_completes(
     # then it alone failed, and each prompt has a result
     report = reading.job_report(database, job_id)
     assert (report.status, report.completed, report.failed) == ("completed", 63, 1)
-    failed = next(reading.result_rows(database, job_id, failed_only=True))
+    failed = next(result_rows(database, job_id, failed_only=True))
     assert (failed.index, failed.error_code) == (poison, "worker_crashed")
     assert failed.error_message == "the worker died 3 times on this prompt alone"
     assert results_of(database, job_id) == list(range(64))
@@ -115,7 +116,7 @@ def test_the_prompt_that_kills_is_failed_and_the_rest_completes(
 def test_two_prompts_that_kill_are_both_found(database: Database) -> None:
     job_id = submit(database, 16, shard_size=16)
     work_beside_poison(database, job_id, {3, 12}, rows=4)
-    failed = list(reading.result_rows(database, job_id, failed_only=True))
+    failed = list(result_rows(database, job_id, failed_only=True))
     assert [row.index for row in failed] == [3, 12]
     assert reading.job_report(database, job_id).completed == 14
 
@@ -143,7 +144,7 @@ def test_the_last_error_that_was_caught_is_told(database: Database) -> None:
     for _ in range(MAX_CRASHES):
         leases.release_shard(database, claim(database, shard_id), error="RuntimeError: boom")
     recovery.isolate_poison(database, claim(database, shard_id), MAX_CRASHES)
-    (row,) = reading.result_rows(database, job_id)
+    (row,) = result_rows(database, job_id)
     assert row.error_message == (
         "the worker died 3 times on this prompt alone; the last error was: RuntimeError: boom"
     )

@@ -12,10 +12,11 @@ from jobs.database import Database
 from jobs.errors import AmbiguousJobError, UnknownJobError
 from jobs.models import database_now, jobs, workers
 from jobs.prompts.parameters import PromptRequest
-from jobs.store import reading
+from jobs.store import reading, recording, results
+from jobs.store.reading import WORKER_SILENT_SECONDS
 from jobs.store.records import ResultRow
 from jobs.store.reports import ModelState
-from jobs.store.status_rows import WORKER_SILENT_SECONDS
+from jobs.store.results import result_rows
 from jobs.store.submission import submit_job
 from jobs.store.workers import (
     live_workers,
@@ -28,8 +29,10 @@ from jobs.store.workers import (
     worker_unloaded,
 )
 from tests.ledger import (
+    batch,
     claim,
     new_job,
+    outcome,
     record,
     run_job,
     shard_ids,
@@ -115,6 +118,27 @@ def test_times_are_aware_and_in_utc(database: Database) -> None:
     assert report.created_at.utcoffset() == timedelta(0)
 
 
+def test_times_are_in_utc_whatever_the_session_s_zone(postgres_url: str) -> None:
+    here = Database(postgres_url)
+    there = Database(f"{postgres_url}&options=-c%20timezone%3DAsia/Kolkata")
+    job_id = submit(here)
+    created_at = reading.job_report(there, job_id).created_at
+    assert created_at.utcoffset() == timedelta(0)
+    assert created_at == reading.job_report(here, job_id).created_at
+    for database in (here, there):
+        database.close()
+
+
+def test_sums_beyond_32_bits_are_told_as_integers(database: Database) -> None:
+    held = submit_and_claim(database, 10)
+    steps = {"steps": 7, "row_steps": 2**33, "row_capacity": 3, "streamed_bytes": 2**40 + 1}
+    recording.record_micro_batch(database, held, batch([outcome(0)], **steps), 60)
+    report = reading.step_report(database, held.job_id)
+    assert (report.steps, report.rows, report.row_capacity) == (7, 2**33 / 7, 3.0)
+    # and not as the decimals that Postgres makes of such sums
+    assert repr(report.streamed_bytes) == repr(2**40 + 1)
+
+
 def test_jobs_are_listed_newest_first(database: Database) -> None:
     ids = [submit(database) for _ in range(3)]
     listed = [report.id for report in reading.job_reports(database)]
@@ -174,7 +198,7 @@ def test_results_come_in_input_order_whatever_the_order_of_writing(database: Dat
     held = submit_and_claim(database)
     record(database, held, [3, 0])
     record(database, held, [2], failing=[2])
-    rows = list(reading.result_rows(database, held.job_id))
+    rows = list(result_rows(database, held.job_id))
     assert [row.index for row in rows] == [0, 2, 3]
     assert [(row.prompt, row.text, row.error_code) for row in rows] == [
         ("prompt 0", "completion 0", None),
@@ -188,7 +212,7 @@ def test_a_result_row_says_everything_of_a_line(database: Database) -> None:
     request = PromptRequest(line=1, custom_id="mine", prompt=None, messages=chat, parameters={})
     job_id = submit_job(database, new_job(1), [request]).job_id
     run_job(database, job_id)
-    (row,) = reading.result_rows(database, job_id)
+    (row,) = result_rows(database, job_id)
     assert row == ResultRow(
         index=0,
         custom_id="mine",
@@ -211,34 +235,34 @@ def test_a_result_row_says_everything_of_a_line(database: Database) -> None:
 @pytest.mark.parametrize("total", [1_999, 2_000, 2_001])
 def test_results_of_several_pages_come_whole(database: Database, total: int) -> None:
     # given more results than a page of 1 000 holds
-    assert reading.ROWS_PER_PAGE == 1_000
+    assert results.ROWS_PER_PAGE == 1_000
     held = submit_and_claim(database, total, shard_size=total)
     record(database, held, range(total))
-    assert [row.index for row in reading.result_rows(database, held.job_id)] == list(range(total))
+    assert [row.index for row in result_rows(database, held.job_id)] == list(range(total))
 
 
 def test_results_go_on_after_an_index(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "ROWS_PER_PAGE", 2)
+    monkeypatch.setattr(results, "ROWS_PER_PAGE", 2)
     held = submit_and_claim(database, 8, shard_size=8)
     record(database, held, range(8))
-    rows = reading.result_rows(database, held.job_id, after=2)
+    rows = result_rows(database, held.job_id, after=2)
     assert [row.index for row in rows] == [3, 4, 5, 6, 7]
 
 
 def test_failed_only_pages_over_the_failed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "ROWS_PER_PAGE", 2)
+    monkeypatch.setattr(results, "ROWS_PER_PAGE", 2)
     held = submit_and_claim(database, 9, shard_size=9)
     record(database, held, range(9), failing=[1, 4, 5, 8])
-    rows = reading.result_rows(database, held.job_id, failed_only=True)
+    rows = result_rows(database, held.job_id, failed_only=True)
     assert [row.index for row in rows] == [1, 4, 5, 8]
 
 
 def test_results_of_one_job_are_not_another_s(database: Database) -> None:
     one, other = submit(database), submit(database)
     run_job(database, one)
-    assert list(reading.result_rows(database, other)) == []
+    assert list(result_rows(database, other)) == []
 
 
 def register(database: Database, worker_id: str = "w", models: tuple[str, ...] = ("m",)) -> None:

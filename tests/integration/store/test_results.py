@@ -12,6 +12,7 @@ from jobs.database import Database
 from jobs.models import completions, micro_batches
 from jobs.store import leases, reading, recording
 from jobs.store.control import cancel_job
+from jobs.store.results import result_rows
 from tests.ledger import (
     LEASE_SECONDS,
     at_once,
@@ -101,7 +102,7 @@ def test_what_a_window_took_and_what_a_row_brought_come_back(database: Database)
     )
     assert recording.record_micro_batch(database, held, window, LEASE_SECONDS) == 1
     # then both are read as they were written
-    (result,) = reading.result_rows(database, held.job_id)
+    (result,) = result_rows(database, held.job_id)
     assert (result.first_token_seconds, result.logprobs) == (0.75, logprobs)
     assert result.tokens_per_second == 2 / 1.25
     steps = reading.step_report(database, held.job_id)
@@ -116,7 +117,7 @@ def test_a_text_comes_back_as_it_was(database: Database, text: str) -> None:
     held = submit_and_claim(database)
     row = replace(outcome(1), text=text, logprobs=[{"token": text, "top": []}])
     recording.record_micro_batch(database, held, batch([row]), LEASE_SECONDS)
-    (result,) = reading.result_rows(database, held.job_id)
+    (result,) = result_rows(database, held.job_id)
     assert (result.text, result.logprobs) == (text, [{"token": text, "top": []}])
 
 

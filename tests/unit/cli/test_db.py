@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jobs.schema import SCHEMA_REVISION
+from jobs.database import SCHEMA_REVISION
 from tests.unit.cli.conftest import Tgp
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,56 @@ def test_an_ambiguous_prefix_names_the_jobs(
     result = tgp("status", "abc")
     assert result.exit_code == 2
     assert "abcdefgh, abcxyzwq: give more letters" in result.stderr
+
+
+def test_without_a_ledger_one_is_made_and_holds_no_job(tgp: Tgp, home: Path) -> None:
+    result = tgp("status", "7kq2")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: no job has the id '7kq2': `tgp-jobs list` shows the jobs\n"
+    assert (home / "tgp-jobs.db").is_file()
+
+
+def test_a_locked_ledger_is_said_to_be_locked(
+    tgp: Tgp, job_id: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patience in ("BUSY_TIMEOUT_SECONDS", "WRITE_AHEAD_PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"jobs.database.{patience}", 0.05)
+    ledger = home / "tgp-jobs.db"
+    # given a process that keeps all others out
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as other:
+        for statement in (
+            "PRAGMA locking_mode=EXCLUSIVE",
+            "BEGIN EXCLUSIVE",
+            "DELETE FROM workers",
+        ):
+            other.execute(statement)
+        result = tgp("status", job_id)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: the database sqlite:///{ledger} failed: database is locked; "
+        "`tgp-jobs doctor` checks it\n"
+    )
+    # when it has gone
+    assert tgp("status", job_id).exit_code == 0
+
+
+def test_a_look_keeps_no_writer_waiting_and_sees_what_was_committed(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET name = 'not yet'")
+        assert document_of(tgp, job_id)["name"] is None
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_postgres_that_does_not_answer_is_told_of_without_its_password(
+    tgp: Tgp, flags: tuple[str, ...]
+) -> None:
+    url = "postgresql://me:hunter2@127.0.0.1:1/ledger?sslpassword=hunter2"
+    result = tgp("status", "7kq2", "--database-url", url, *flags)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the database postgresql+psycopg://me:***@127.0.0.1:1/ledger" in result.stderr
+    assert "hunter2" not in result.output
 
 
 @pytest.mark.parametrize(

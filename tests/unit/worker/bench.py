@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.database import Database
 from jobs.settings import Settings
-from jobs.store import reading
+from jobs.store.results import result_rows
 from tests.ledger import shard_ids
 from tests.unit.worker.scripted_engine import ScriptedEngine, ScriptedLoader
 from worker.log import get_logger
@@ -44,4 +44,4 @@ class Bench:
         return self.runner().run(shard_ids(self.database, job_id)[0])
 
     def texts(self, job_id: str) -> list[str | None]:
-        return [row.text for row in reading.result_rows(self.database, job_id)]
+        return [row.text for row in result_rows(self.database, job_id)]

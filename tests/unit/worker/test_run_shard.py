@@ -19,6 +19,7 @@ from jobs.errors import DatabaseUnavailableError
 from jobs.prompts.parameters import PromptRequest
 from jobs.store import leases, reading, recording
 from jobs.store.control import cancel_job
+from jobs.store.results import result_rows
 from jobs.store.submission import submit_job
 from jobs.store.workers import live_workers
 from tests.ledger import (
@@ -312,7 +313,7 @@ def test_a_prompt_whose_parameters_are_refused_fails_alone(bench: Bench) -> None
     ]
     job_id = submit_job(bench.database, new_job(2), lines).job_id
     assert bench.run(job_id) == "finished"
-    rows = list(reading.result_rows(bench.database, job_id))
+    rows = list(result_rows(bench.database, job_id))
     assert [row.error_code for row in rows] == [None, "bad_parameter"]
     assert [request.key for request in bench.engine.seen] == [0]
 

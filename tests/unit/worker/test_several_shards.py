@@ -15,6 +15,7 @@ from jobs.errors import DatabaseUnavailableError
 from jobs.models import completions, micro_batches, shards
 from jobs.store import joining, reading
 from jobs.store.control import cancel_job
+from jobs.store.results import result_rows
 from tests.ledger import claim, column, expire_lease, results_of, shard, shard_ids, submit
 from tests.unit.worker.bench import Bench
 from worker.shards.joining import LONGEST_CHAIN_SECONDS, SECONDS_EMPTY_HANDED, JoiningShards
@@ -72,7 +73,7 @@ def test_what_a_window_took_is_counted_once(bench: Bench) -> None:
 def test_a_row_waited_since_its_own_shard_was_claimed(bench: Bench) -> None:
     job_id = submit(bench.database, 8)
     bench.run(job_id)
-    for row in reading.result_rows(bench.database, job_id):
+    for row in result_rows(bench.database, job_id):
         # then the engine's half second of waiting is in both, and prefill in one
         assert 0.5 <= row.queued_seconds < 30
         assert 0.75 <= (row.first_token_seconds or 0) < 30

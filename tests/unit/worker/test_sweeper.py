@@ -17,7 +17,7 @@ from jobs.errors import QueueUnavailableError
 from jobs.models import database_now, shards, workers
 from jobs.settings import Settings
 from jobs.store import publishing
-from jobs.store.status_rows import WORKER_SILENT_SECONDS
+from jobs.store.reading import WORKER_SILENT_SECONDS
 from jobs.store.workers import live_workers, register_worker
 from tests.ledger import claim, expire_lease, shard, shard_ids, submit
 from worker.log import get_logger
