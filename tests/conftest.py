@@ -6,6 +6,7 @@ Nothing is skipped for want of a service: pip brings them all.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,8 +44,19 @@ def settings(home: Path) -> Settings:
     return Settings(home=home)
 
 
+@pytest.fixture(scope="session")
+def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger that tests copy, which takes 1 ms instead of 100."""
+    settings = Settings(home=tmp_path_factory.mktemp("migrated"))
+    open_database(settings).close()
+    return settings.home / "tgp-jobs.db"
+
+
 @pytest.fixture
-def sqlite_database(settings: Settings) -> Iterator[Database]:
+def sqlite_database(settings: Settings, _migrated_sqlite: Path) -> Iterator[Database]:
+    settings.home.mkdir(exist_ok=True)
+    if not (settings.home / _migrated_sqlite.name).exists():
+        shutil.copy(_migrated_sqlite, settings.home)
     database = open_database(settings)
     yield database
     database.close()

@@ -177,7 +177,7 @@ class Box:
                 command = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"redis-server" in command and str(self.home).encode() in command:
+            if b"redis-server" in command and self.environment["TGP_HOME"].encode() in command:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 

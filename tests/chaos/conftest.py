@@ -17,7 +17,7 @@ from tests.chaos.verdict import Verdict
 VerdictsByPair = Mapping[tuple[DatabaseKind, str], Sequence[Verdict]]
 SEED = 1
 # Most of a run is waiting.
-PLAYERS = 4
+PLAYERS = 3
 
 
 @pytest.fixture(scope="session")

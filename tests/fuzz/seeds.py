@@ -109,7 +109,7 @@ SEEDS: Mapping[str, Sequence[bytes]] = {
     "jsonl": (JSONL, *JSONL.splitlines(keepends=True)),
     "csv": (CSV,),
     "text": (TEXT,),
-    "gzip": (gzip.compress(JSONL)[2:], CSV),
+    "gzip": (gzip.compress(JSONL, mtime=0)[2:], CSV),
     "settings_file": (SETTINGS_FILE,),
     "settings_environment": (ENVIRONMENT, b"TGP_REDIS_URL=redis://:p@h:1/0", b"TGP_CONFIG=c.toml"),
     "catalogue": (CATALOGUE,),

@@ -170,7 +170,6 @@ class TestPrivacy:
         finally:
             os.umask(before)
             box.close()
-            end_redis_of(home)
 
     def test_a_ledger_in_an_open_folder_is_private_all_the_same(self, tmp_path: Path) -> None:
         before = os.umask(0o022)
@@ -239,11 +238,6 @@ def test_the_search_for_ports_finds_one() -> None:
         server.listen()
         port = server.getsockname()[1]
         assert [each.endswith(f":{port:04X}") for each in ports_of(os.getpid())] == [True]
-
-
-def end_redis_of(home: Path) -> None:
-    """Ended by the last worker; if one was killed, by its process."""
-    subprocess.run([TGP_JOBS, "repair", "--home", str(home)], capture_output=True, check=False)
 
 
 class TestPasswords:

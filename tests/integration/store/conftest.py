@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs.database import open_database
 from jobs.settings import Settings
 from tests.services import fresh_database, run_sql
 
@@ -30,13 +29,6 @@ def _shared_postgres_url(_postgres_server: str, _postgres_template: str) -> Iter
 def postgres_url(_shared_postgres_url: str) -> str:
     run_sql(_shared_postgres_url, "DELETE FROM jobs; DELETE FROM workers")
     return _shared_postgres_url
-
-
-@pytest.fixture(scope="session")
-def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = Settings(home=tmp_path_factory.mktemp("migrated"))
-    open_database(settings).close()
-    return settings.home / "tgp-jobs.db"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, LlamaConfig, MixtralConfig
 
-from engine.layout.blocks import BlockLayout, config_of_shape, layout_of
+from engine.layout.blocks import BlockLayout, ModelLayout, config_of_shape, layout_of
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder
 
 GIB = 2**30
 SHAPED = ("bloom-7b1", "gpt-neox-20b", "flan-ul2", "cerebras-gpt-13b")
+
+
+@cache
+def shaped(alias: str) -> ModelLayout:
+    return layout_of(config_of_shape(alias))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +33,7 @@ SHAPED = ("bloom-7b1", "gpt-neox-20b", "flan-ul2", "cerebras-gpt-13b")
     ],
 )
 def test_the_parameter_counts_are_the_published_ones(alias: str, parameters: int) -> None:
-    assert layout_of(config_of_shape(alias)).parameter_count == parameters
+    assert shaped(alias).parameter_count == parameters
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,7 @@ def test_the_parameter_counts_are_the_published_ones(alias: str, parameters: int
     [("bloom-7b1", 7.5), ("gpt-neox-20b", 19.7), ("flan-ul2", 18.5), ("cerebras-gpt-13b", 12.2)],
 )
 def test_the_int8_sizes_are_the_published_ones(alias: str, gib: float) -> None:
-    assert round(layout_of(config_of_shape(alias)).int8_bytes / GIB, 1) == gib
+    assert round(shaped(alias).int8_bytes / GIB, 1) == gib
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_the_int8_sizes_are_the_published_ones(alias: str, gib: float) -> None:
 def test_every_transformer_block_is_a_block_in_execution_order(
     alias: str, encoder_blocks: int, decoder_blocks: int
 ) -> None:
-    blocks = layout_of(config_of_shape(alias)).blocks
+    blocks = shaped(alias).blocks
 
     names = [block.name for block in blocks if block.kind in ("encoder", "decoder")]
 
@@ -64,7 +70,7 @@ def test_every_transformer_block_is_a_block_in_execution_order(
 
 @pytest.mark.parametrize("alias", SHAPED)
 def test_blocks_of_a_kind_are_of_one_size(alias: str) -> None:
-    blocks = layout_of(config_of_shape(alias)).blocks
+    blocks = shaped(alias).blocks
 
     for kind in ("encoder", "decoder"):
         # T5's first block holds the table of relative positions for all of them
@@ -86,7 +92,7 @@ def _bytes_of_linears(block: BlockLayout) -> int:
     ],
 )
 def test_a_head_is_a_block_only_where_it_is_not_the_embedding(alias: str, kinds: set[str]) -> None:
-    assert {block.kind for block in layout_of(config_of_shape(alias)).blocks} == kinds
+    assert {block.kind for block in shaped(alias).blocks} == kinds
 
 
 @pytest.mark.parametrize("alias", ALIASES)
@@ -100,7 +106,7 @@ def test_the_names_are_those_of_the_checkpoint_file(alias: str, tmp_path: Path) 
 
 
 def test_a_linear_is_an_int8_weight_with_scales_and_a_format() -> None:
-    block = layout_of(config_of_shape("gpt-neox-20b")).blocks[1]
+    block = shaped("gpt-neox-20b").blocks[1]
 
     prefix = "gpt_neox.layers.0.mlp.dense_h_to_4h"
     found = {
@@ -118,7 +124,7 @@ def test_a_linear_is_an_int8_weight_with_scales_and_a_format() -> None:
 
 
 def test_a_transposed_linear_is_laid_out_by_its_outputs() -> None:
-    block = layout_of(config_of_shape("cerebras-gpt-13b")).blocks[1]
+    block = shaped("cerebras-gpt-13b").blocks[1]
 
     (weight,) = (t for t in block.tensors if t.name.endswith("h.0.mlp.c_fc.weight"))
 

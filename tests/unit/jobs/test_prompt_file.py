@@ -104,9 +104,9 @@ class TestSources:
             ("p.json", b'{"prompt": "a"}'),
             ("P.TXT", b"a"),
             ("p.csv", b"prompt\na"),
-            ("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}')),
-            ("p.txt.gz", gzip.compress(b"a")),
-            ("p.CSV.GZ", gzip.compress(b"prompt\na")),
+            ("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}', mtime=0)),
+            ("p.txt.gz", gzip.compress(b"a", mtime=0)),
+            ("p.CSV.GZ", gzip.compress(b"prompt\na", mtime=0)),
         ],
     )
     def test_the_extension_says_the_format(self, name: str, content: bytes) -> None:
@@ -214,7 +214,7 @@ class TestDigest:
         [
             b'{"prompt": "\xc3\xa9"}\r\n{"prompt":"b","top_p":1}\r\n',
             b'\xef\xbb\xbf{"prompt": "\\u00e9"}\n\n{"top_p": 1.0, "prompt": "b"}',
-            gzip.compress(b'{"prompt": "\xc3\xa9"}\n{"prompt": "b", "top_p": 1e0}\n'),
+            gzip.compress(b'{"prompt": "\xc3\xa9"}\n{"prompt": "b", "top_p": 1e0}\n', mtime=0),
         ],
     )
     def test_the_same_requests_have_the_same_digest(self, content: bytes) -> None:
