@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint format reference bench fuzz chaos clean
+.PHONY: help install demo test unit lint format reference models bench fuzz chaos clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 
 reference: $(STAMP) ## make the tables of docs/reference.md from the code
 	$(BIN)/python -m docs.reference --write
+
+models: $(STAMP) ## make docs/models.md: which families of models run, and what holds for each
+	$(BIN)/python -m tests.families
 
 # Two processes: one often waits for leases and workers while the other computes.
 # A file's tests stay together, for the fixtures that they share.

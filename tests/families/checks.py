@@ -36,11 +36,16 @@ from tests.streamed_models import StreamedModels
 ON_CPU = StreamedModels(device=torch.device("cpu"), dtype=torch.float32)
 FLOAT32: dict[str, Any] = {"dtype": torch.float32}
 NEW_TOKENS = 6
-# Of several lengths, the longest past every window and boundary of the checkpoints.
+# Of several lengths: 33 tokens are past every window and boundary of the checkpoints, and a
+# row of 29 outgrows them.
+_LONG = (
+    "A job is stored in the database before the command returns, and a worker takes it from there "
+    "when its turn comes, one"
+)
 PROMPTS = (
     "The worker reads",
-    "A job is stored in the database before the command returns, and a worker takes it from "
-    "there when its turn comes, one shard after another.",
+    f"{_LONG} shard after another.",
+    _LONG,
     "Redis",
     "Shards and leases: a",
 )
