@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 
@@ -53,6 +54,9 @@ def main() -> None:
         # submit's CPU (0.55 s against 0.43 s) and frees nothing; commands that
         # loop turn it on again.
         gc.disable()
+        # Nor is it worth collecting once more at the end: a fifth of the CPU of
+        # `status` (0.45 s against 0.36 s). Commands close what they have open.
+        atexit.register(gc.freeze)
     sys.excepthook = show_unexpected
     try:
         cli(prog_name="tgp-jobs")
