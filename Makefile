@@ -34,19 +34,22 @@ format: $(STAMP) ## let ruff rewrite what it can
 reference: $(STAMP) ## make the tables of docs/reference.md from the code
 	$(BIN)/python -m docs.reference --write
 
-unit: $(STAMP) ## the fast tests only: no service, seconds
-	$(BIN)/python -m pytest tests/unit
+# Two processes: one often waits for leases and workers while the other computes.
+# A file's tests stay together, for the fixtures that they share.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(PROCESSES),2) --dist loadfile --no-loadscope-reorder
 
-# Runs of each fault in the test suite: CI plays each on both databases.
-CHAOS_RUNS ?= $(if $(CI),10,1)
+unit: $(STAMP) ## the fast tests only: no service, under a minute
+	$(PYTEST) tests/unit
+
 test: lint ## lint, then every test with its own real Redis and Postgres
-	$(BIN)/python -m pytest --cov --cov-report=term --chaos-runs $(CHAOS_RUNS)
+	$(PYTEST) --cov --cov-report=term --durations=30
 	@# Tests must leave no trace: on CI a changed or new file is a failure.
 	@test -z "$$CI" || test -z "$$(git status --porcelain)" || { git status --short; exit 1; }
 
 # Seconds for each target; the first exception that is no refusal ends it.
 FUZZ_SECONDS ?= 60
-fuzz: $(STAMP) ## the coverage-guided fuzzer over every parser, FUZZ_SECONDS each
+fuzz: $(STAMP) ## many examples of every property, and the coverage-guided fuzzer over every parser, FUZZ_SECONDS each
+	$(PYTEST) tests/unit -m hypothesis --hypothesis-profile many
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.fuzz $(FUZZ_SECONDS)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.checkpoint.folder import open_checkpoint
 from engine.device import plain_dtype
@@ -64,7 +64,7 @@ def by_transformers(checkpoint: Path, _stores: Path, device: torch.device) -> An
     """As a notebook does it, in the dtype that the engine computes in."""
     return AutoModelForCausalLM.from_pretrained(
         checkpoint,
-        quantization_config=int8_settings(),
+        quantization_config=int8_settings(AutoConfig.from_pretrained(checkpoint)),
         device_map={"": device},
         dtype=plain_dtype(device),
     ).eval()

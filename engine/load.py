@@ -15,7 +15,7 @@ from engine.checkpoint.folder import Checkpoint, load_tokenizer, open_checkpoint
 from engine.decode.engine import DecodeEngine
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.int8.linear import ComputeMode
-from engine.interface import Engine, LoadProgress, ModelDescription, ModelLoadError, ModelSource
+from engine.interface import Engine, LoadProgress, ModelDescription, ModelSource
 from engine.layout.families import family_of
 from engine.layout.support import require_supported, row_state_bytes
 from engine.model.loaded import Int8Model
@@ -158,12 +158,7 @@ def _load_whole(
     hooks: _Hooks,
 ) -> Int8Model:
     """As transformers loads it: a checkpoint that no store of ours can be made of."""
-    if mode != "llm_int8":
-        raise ModelLoadError(
-            f"{checkpoint.folder} has no int8 store of this project's, and without one the model "
-            f"computes in llm_int8 only, not in {mode}; set the compute mode to llm_int8"
-        )
-    return load_int8(checkpoint, device, **hooks)
+    return load_int8(checkpoint, device, mode=mode, **hooks)
 
 
 def _describe(

@@ -9,20 +9,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Before torch is imported, here and in every process that a test starts: two processes
+# of two threads each would wait for each other on a small machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jobs.database import Database, open_database, upgrade
 from jobs.settings import Settings
 from tests.services import RealRedis, fresh_database, named, own_redis, real_postgres, run_sql
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--chaos-runs",
-        type=int,
-        default=1,
-        help="runs of each fault in tests/chaos; more than 1 plays each on both databases",
-    )
+# Few examples of each property in every run; `make fuzz` looks at many.
+hypothesis.settings.register_profile("few", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=500, deadline=None)
+hypothesis.settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from engine.quiet import quiet_libraries
 from engine.store.prepare import Int8Store
@@ -26,9 +26,8 @@ def plain_model(
     int8 ones take their place, made float. For "w8a16" so does every linear.
     """
     with quiet_libraries():
-        kind = AutoModelForCausalLM
-        if (store.folder / "encoder-000.safetensors").exists():
-            kind = AutoModelForSeq2SeqLM
+        is_encoder_decoder = AutoConfig.from_pretrained(store.folder).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(store.folder, device_map={"": device}, dtype=dtype)
         from bitsandbytes.nn import Linear8bitLt
     rounded = engine_only_tensors(store.folder)

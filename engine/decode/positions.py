@@ -50,7 +50,9 @@ class RowPositions:
         self.rereads_at: int | None = None
         for name, module in list(model.named_modules()):
             if isinstance(module, _CountedEmbedding | _RowRotary):
-                module.rows = self  # of an engine that had this model before
+                module.rows = self  # wrapped for an earlier generate()
+            elif name.endswith(".plain"):
+                continue
             elif not are_told and _is_counted_embedding(name, module):
                 model.set_submodule(name, _CountedEmbedding(module, self))
             elif _depends_on_length(module):

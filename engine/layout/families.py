@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 # transformers gives a tokenizer without a limit a model_max_length of 1e30.
 _NO_TOKENIZER_LIMIT = 1_000_000
@@ -27,25 +26,22 @@ class Family:
     """How prompts of one family are laid out and how long they may be.
 
     Attributes:
-        name: For the log.
         is_encoder_decoder: The prompt goes to an encoder, so prompt and
             completion do not share one context.
-        padding_side: Where the prompts of a batch are padded. A causal model
-            continues at the right end of every row, so padding goes left; an
-            encoder's relative positions count from the left end.
         positions: The limit that the configuration states, in tokens, or None.
         trusts_tokenizer: Whether the tokenizer's limit counts where the
             configuration states none.
         has_own_head: Whether a configuration says that the output head is
             not the embedding.
+        kept_in_float: Names of linears that are never int8, because the model
+            multiplies by their weights itself.
     """
 
-    name: str
     is_encoder_decoder: bool
-    padding_side: Literal["left", "right"]
     positions: Callable[[object], int | None]
     trusts_tokenizer: bool = True
     has_own_head: Callable[[object], bool] = _is_untied
+    kept_in_float: tuple[str, ...] = ()
 
     def context_tokens(
         self, config: object, *, tokenizer_limit: float, catalogue_limit: int | None
@@ -88,7 +84,7 @@ def _bloom_positions(config: object) -> int:
 
 
 def _unlimited(_config: object) -> None:
-    """T5's relative positions have no end; its n_positions is a training length."""
+    """Relative positions and states have no end; T5's n_positions is a training length."""
 
 
 def _t5_is_untied(config: object) -> bool:
@@ -96,36 +92,45 @@ def _t5_is_untied(config: object) -> bool:
     return _is_untied(config) or not getattr(config, "scale_decoder_outputs", True)
 
 
-def _causal(name: str, positions: Callable[[object], int | None]) -> Family:
-    return Family(name=name, is_encoder_decoder=False, padding_side="left", positions=positions)
+def _causal(
+    positions: Callable[[object], int | None], *, kept_in_float: tuple[str, ...] = ()
+) -> Family:
+    return Family(is_encoder_decoder=False, positions=positions, kept_in_float=kept_in_float)
 
 
-_CAUSAL = _causal("causal", _stated("max_position_embeddings", "n_positions", "seq_length"))
+def _below_temperature_scale(config: object) -> int | None:
+    """Llama 4 scales queries by the columns of the batch from floor_scale tokens on.
+
+    Below that a row does not depend on its neighbours (Llama4TextAttention in
+    modeling_llama4.py).
+    """
+    limits = [_POSITIONS(config)]
+    if getattr(config, "attn_temperature_tuning", False):
+        limits.append(getattr(config, "floor_scale", None))
+    return min((int(each) for each in limits if each), default=None)
 
 
-_ENCODER_DECODER = Family(
-    name="encoder-decoder",
-    is_encoder_decoder=True,
-    padding_side="right",
-    positions=_stated("max_position_embeddings"),
-)
-
-
+_POSITIONS = _stated("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
+_CAUSAL = _causal(_POSITIONS)
+_MAMBA = _causal(_unlimited, kept_in_float=("dt_proj",))
+_ENCODER_DECODER = Family(is_encoder_decoder=True, positions=_stated("max_position_embeddings"))
 _T5 = Family(
-    name="t5",
     is_encoder_decoder=True,
-    padding_side="right",
     positions=_unlimited,
     # Flan-T5's tokenizer says 512, the length it was fine-tuned at.
     trusts_tokenizer=False,
     has_own_head=_t5_is_untied,
 )
-
-
 _FAMILIES = {
-    "bloom": _causal("bloom", _bloom_positions),
-    "gpt2": _causal("gpt2", _stated("n_positions", "max_position_embeddings")),
-    "gpt_neox": _causal("gpt_neox", _stated("max_position_embeddings")),
+    "bloom": _causal(_bloom_positions),
+    "gpt2": _causal(_stated("n_positions", "max_position_embeddings")),
+    "gpt_neox": _causal(_stated("max_position_embeddings")),
+    "llama4_text": _causal(_below_temperature_scale),
+    "mamba": _MAMBA,
+    "mamba2": _causal(_unlimited),
+    "falcon_mamba": _MAMBA,
+    "jamba": _causal(_POSITIONS, kept_in_float=("dt_proj",)),
+    "longt5": _T5,
     "t5": _T5,
     "umt5": _T5,
     "mt5": _T5,

@@ -17,14 +17,21 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from engine.checkpoint.architecture import model_class_of
 from engine.int8.linear import OUTLIER_THRESHOLD
+from engine.layout.families import family_of
 from engine.quiet import quiet_libraries
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def int8_settings() -> BitsAndBytesConfig:
-    """The quantisation_config of every int8 model here."""
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
+def int8_settings(config: Any) -> BitsAndBytesConfig:
+    """The quantisation_config of an int8 model with this configuration."""
+    # transformers leaves the head in float by itself only where nothing is named.
+    kept = family_of(config).kept_in_float
+    return BitsAndBytesConfig(
+        load_in_8bit=True,
+        llm_int8_threshold=OUTLIER_THRESHOLD,
+        llm_int8_skip_modules=["lm_head", *kept] if kept else None,
+    )
 
 
 def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: bool) -> Any:
@@ -37,7 +44,7 @@ def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: boo
             keeps in fp32 (`_keep_in_fp32_modules`, T5's `wo`), as it does; else
             they are int8 like the others.
     """
-    quantizer = AutoHfQuantizer.from_config(int8_settings(), pre_quantized=False)
+    quantizer = AutoHfQuantizer.from_config(int8_settings(config), pre_quantized=False)
     with quiet_libraries(), _on_meta(dtype):
         # Imported where it is kept quiet: it warns of kernels that nobody needs here.
         from bitsandbytes.nn import Int8Params

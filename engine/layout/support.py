@@ -19,7 +19,7 @@ from engine.quiet import quiet_libraries
 
 # Positions that come from the mask, or from distances between tokens.
 _PLACED_BY_MASK = frozenset({"bloom", "mpt"})
-_PLACED_BY_DISTANCE = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+_PLACED_BY_DISTANCE = frozenset({"t5", "mt5", "umt5", "longt5"})
 # Decoders that number their tokens by the width of the cache, in a module that
 # engine/decode/positions.py wraps.
 _PLACED_BY_COUNT = frozenset(
@@ -31,12 +31,13 @@ _PLACED_BY_COUNT = frozenset(
         "m2m_100",
         "marian",
         "mbart",
-        "nllb-moe",
         "pegasus",
         "pegasus_x",
         "plbart",
     }
 )
+# Their experts take a limited number of tokens of the whole batch.
+_SHARED_CAPACITY = frozenset({"switch_transformers", "nllb-moe"})
 # A prompt of the probe; some convolutions want more than one token.
 _PROBE_TOKENS = 2
 
@@ -78,6 +79,11 @@ def _check(config: Any) -> None:
         raise UnsupportedLayersError(
             "transformers' layers of it cache nothing that a decode step could go on from, or "
             "hand states on in a form of their own"
+        )
+    if config.model_type in _SHARED_CAPACITY:
+        raise UnsupportedLayersError(
+            "its experts take a limited number of tokens of the whole batch, so that a prompt's "
+            "completion would depend on the prompts beside it"
         )
     shape = cache_shape_of(config)
     if shape.has_states:

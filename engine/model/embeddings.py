@@ -27,8 +27,8 @@ class HostEmbedding(torch.nn.Module):
     Streaming the whole matrix would move hundreds of MiB a pass for a few KiB.
 
     Attributes:
-        weight: For its shape and dtype, [lines, width] on the meta device. Not a
-            parameter, or the model would seem to be there.
+        weight: Stands for the matrix, [lines, width], in shape, dtype and device;
+            one zero in memory. Not a parameter, or the model would seem to be there.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class HostEmbedding(torch.nn.Module):
         """An embedding of such a shape, whose output has this dtype and is on this device."""
         super().__init__()
         self.num_embeddings, self.embedding_dim = lines, width
-        self.weight = torch.empty(lines, width, dtype=dtype, device="meta")
+        self.weight = torch.zeros(1, dtype=dtype, device=device).expand(lines, width)
         self._device = device
         self._read_lines = read_lines
 

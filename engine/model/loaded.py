@@ -36,10 +36,8 @@ class Int8Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of parameters, buffers and int8 scales, wherever they are; a tied head counts once."""
+        """Bytes of parameters and buffers, wherever they are; a tied head counts once."""
         if self.layout is not None:
             return self.layout.int8_bytes
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        scales = (getattr(parameter, "SCB", None) for parameter in self.model.parameters())
-        tensors += [scale for scale in scales if isinstance(scale, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

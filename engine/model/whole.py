@@ -15,8 +15,9 @@ from transformers.utils import logging as transformers_logging
 from engine.checkpoint.architecture import TEXT_HALF_KEYS
 from engine.checkpoint.folder import Checkpoint, load_tokenizer
 from engine.device import plain_dtype
+from engine.int8.linear import ComputeMode, Int8Linear
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
-from engine.layout.skeleton import int8_settings
+from engine.layout.skeleton import int8_linears, int8_settings
 from engine.model.loaded import Int8Model
 from engine.quiet import quiet_libraries
 
@@ -27,6 +28,7 @@ def load_int8(
     checkpoint: Checkpoint,
     device: torch.device,
     *,
+    mode: ComputeMode,
     on_progress: Callable[[LoadProgress], None],
     should_stop: Callable[[], bool],
 ) -> Int8Model:
@@ -39,6 +41,7 @@ def load_int8(
     with quiet_libraries(), _weights_progress(on_progress, should_stop):
         tokenizer = load_tokenizer(checkpoint)
         model = _load_model(checkpoint, device)
+        _take_over_linears(model, mode)
     return Int8Model(model=model.eval(), tokenizer=tokenizer, device=device)
 
 
@@ -76,11 +79,23 @@ def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     return model
 
 
+def _take_over_linears(model: Any, mode: ComputeMode) -> None:
+    """Put our int8 linears, over the same weights, in the place of bitsandbytes'."""
+    for name, linear in list(int8_linears(model)):
+        ours = Int8Linear(linear.in_features, linear.out_features, mode=mode)
+        weight: Any = linear.weight
+        ours.weight = torch.nn.Parameter(weight.data, requires_grad=False)
+        ours.SCB = weight.SCB
+        if linear.bias is not None:
+            ours.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
+        model.set_submodule(name, ours)
+
+
 def _quantization(config: Any) -> dict[str, Any]:
     """Empty for an int8 store, whose own settings transformers reads."""
     if getattr(config, "quantization_config", None) is not None:
         return {}
-    return {"quantization_config": int8_settings()}
+    return {"quantization_config": int8_settings(config)}
 
 
 def _refuse_incomplete(checkpoint: Checkpoint, model: Any, report: dict[str, Any]) -> None:

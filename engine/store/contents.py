@@ -11,6 +11,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from engine.checkpoint.architecture import name_in_text_half
 from engine.checkpoint.folder import Checkpoint
 from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
 from engine.interface import ModelLoadError
@@ -90,7 +91,7 @@ def contents_of(
     load_dtype = dtype or stated_dtype(checkpoint.config) or tensors.first_float_dtype()
     plain = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=True)
     engine = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=False)
-    sources = _renamed(plain, tensors.names())
+    sources = _renamed(plain, tensors.names(), in_text_half=checkpoint.is_text_half)
     # Saving reverts the renamings that loading used.
     engine._weight_conversions = plain._weight_conversions
     aliases = _settle_tied(plain, sources, tensors)
@@ -116,25 +117,26 @@ def contents_of(
     return plan
 
 
-def _renamed(model: Any, names: Iterable[str]) -> dict[str, str]:
+def _renamed(model: Any, names: Iterable[str], *, in_text_half: bool) -> dict[str, str]:
     """The checkpoint's name of each name in the state dict, by the library's renamings."""
     conversions = get_model_conversion_mapping(model)
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     renamings = [each for each in conversions if not isinstance(each, WeightConverter)]
     state = model.state_dict()
     found: dict[str, str] = {}
-    for name in names:
+    for source in names:
+        name = name_in_text_half(source) if in_text_half else source
         target, merged = rename_source_key(
             name, renamings, converters, model.base_model_prefix, state
         )
         if merged is not None:
             raise StoreUnsupportedError(
-                f"transformers merges or splits the checkpoint's {name} when it loads it"
+                f"transformers merges or splits the checkpoint's {source} when it loads it"
             )
         if target not in state and name in state:
             target = name
         if target in state:
-            found[target] = name
+            found[target] = source
     model._weight_conversions = [each for each in conversions if each.was_used()]
     return found
 

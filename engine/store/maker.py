@@ -73,7 +73,7 @@ class StoreMaker:
             )
             self._manifest = self._manifest.adding(file.name, written)
             write_manifest(self._folder, self._manifest)
-        for name, data in companion_files(checkpoint.folder, self._plan).items():
+        for name, data in companion_files(checkpoint, self._plan).items():
             self._manifest = self._manifest.adding(name, write_durably(self._folder / name, data))
         write_manifest(self._folder, self._manifest)
         return self._manifest

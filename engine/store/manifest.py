@@ -171,7 +171,7 @@ def origin_of(
         location=source.hub_id or str(folder.resolve()),
         commit=folder.name if is_snapshot else None,
         fingerprint=_fingerprint(checkpoint, with_times=not is_snapshot),
-        quantisation=int8_settings().to_dict(),
+        quantisation=int8_settings(checkpoint.config).to_dict(),
         dtype="auto" if dtype is None else str(dtype).removeprefix("torch."),
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.folder import Checkpoint
 from engine.checkpoint.tensors import CheckpointTensors
 from engine.int8.quantise import cast_chunks, quantised_chunks
 from engine.interface import LoadInterruptedError
@@ -119,29 +120,34 @@ INDEX = "model.safetensors.index.json"
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
-def companion_files(source: Path, plan: StoreContents) -> dict[str, bytes]:
+def companion_files(checkpoint: Checkpoint, plan: StoreContents) -> dict[str, bytes]:
     """Name and contents of everything but the tensors."""
+    source = checkpoint.folder
     files = {
         path.name: path.read_bytes()
         for pattern in _COPIED
         for path in sorted(source.glob(pattern))
         if path.is_file() and not path.name.endswith(".index.json") and path.name != MANIFEST
     }
-    files[CONFIG] = _config(source, plan.load_dtype)
+    files[CONFIG] = _config(checkpoint, plan.load_dtype)
     files[INDEX] = _index(plan)
     return files
 
 
-def _config(source: Path, dtype: torch.dtype) -> bytes:
+def _config(checkpoint: Checkpoint, dtype: torch.dtype) -> bytes:
     """The checkpoint's own configuration with the quantisation added.
 
     Not what the library would write: it reads an untied T5 as tied, keeps the
     difference in an attribute, and loses that when it reads its own file.
     """
-    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((checkpoint.folder / CONFIG).read_text(encoding="utf-8"))
+    if checkpoint.is_text_half:
+        # Of the whole, the store holds the model of text, under its own names.
+        config = json.loads(checkpoint.config.to_json_string())
+        config["architectures"] = [checkpoint.model_class.__name__]
     config.pop("torch_dtype", None)  # the older name of dtype
     config["dtype"] = str(dtype).removeprefix("torch.")
-    config["quantization_config"] = int8_settings().to_dict()
+    config["quantization_config"] = int8_settings(checkpoint.config).to_dict()
     return _json_bytes(config)
 
 

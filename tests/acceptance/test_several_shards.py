@@ -66,15 +66,17 @@ def test_a_killed_child_loses_nothing_of_either_shard(any_box: Box) -> None:
     assert_complete(any_box, job_id, PROMPTS)
 
 
-def test_a_worker_told_to_stop_gives_both_shards_back(box: Box) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_stop_gives_both_shards_back(box: Box, number: int) -> None:
     box.catalogue('[models.slow]\nengine = "null"\nmicro_batch_seconds = 0.5\n')
     job_id = box.submit(box.prompts(PROMPTS), "slow", "--shard-size", "24")
     worker = box.worker("--model", "slow")
     worker.wait_for("shard_started", 2)
 
-    assert worker.stop() == 0
+    assert worker.stop(number) == 0
 
     assert worker.log.count("shard_given_back") == 2
+    assert box.status(job_id)["counts"]["completed"] < len(PROMPTS)
     box.worker("--model", "slow")
     assert box.wait_for_end(job_id)["status"] == "completed"
     assert_complete(box, job_id, PROMPTS)
@@ -97,9 +99,9 @@ def test_no_innocent_shard_pays_for_a_prompt_that_kills_the_worker(box: Box) -> 
 
 
 def test_a_chain_of_shards_gives_way_to_another_model(box: Box) -> None:
-    # given a job whose shards join each other for 34 batches of 0.2 s, and another model's
+    # given a job whose shards join each other for 34 batches of 0.1 s, and another model's
     box.catalogue(
-        '[models.long]\nengine = "null"\nmicro_batch_seconds = 0.2\n'
+        '[models.long]\nengine = "null"\nmicro_batch_seconds = 0.1\n'
         '[models.short]\nengine = "null"\n'
     )
     box.environment["TGP_STICKY_SECONDS"] = "1"

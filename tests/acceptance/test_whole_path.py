@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,35 @@ PROMPTS: list[dict[str, Any]] = [
 ]
 
 
-def test_every_family_is_worked_through_by_one_worker(any_box: Box) -> None:
+SLOW = '[models.slow]\nengine = "null"\nmicro_batch_seconds = 0.2\n'
+
+
+@pytest.fixture(scope="module")
+def served_box() -> Iterator[Box]:
+    """SQLite, an embedded Redis and a worker of every model, which the tests share."""
+    folder = Path(tempfile.mkdtemp(prefix="tgp-box-"))
+    box = Box(folder)
+    box.catalogue(SLOW)
+    box.worker()
+    yield box
+    box.close()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def served_postgres_box(postgres_box: Box) -> Box:
+    postgres_box.worker()
+    return postgres_box
+
+
+@pytest.mark.parametrize("kind", ["served_box", "served_postgres_box"])
+def test_every_family_is_worked_through_by_one_worker(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     """Given a job for each family, one worker completes them all in input order."""
+    any_box: Box = request.getfixturevalue(kind)
     file = any_box.prompts(PROMPTS)
     jobs = {model: any_box.submit(file, model, "--max-new-tokens", "8") for model in FAMILIES}
-
-    any_box.worker()
 
     for model, job_id in jobs.items():
         status = any_box.wait_for_end(job_id)
@@ -46,75 +72,67 @@ def test_every_family_is_worked_through_by_one_worker(any_box: Box) -> None:
         assert status["tokens"]["completion"] == sum(line["completion_tokens"] for line in done)
 
 
-def test_the_same_job_gives_the_same_results_again(box: Box) -> None:
-    file = box.prompts(PROMPTS[:4])
-    box.worker("--model", "tiny-bloom")
-
+def test_the_same_job_gives_the_same_results_again(served_box: Box) -> None:
+    file = served_box.prompts(PROMPTS[:4])
     completions = []
     for _ in range(2):
-        job_id = box.submit(file, "tiny-bloom", "--max-new-tokens", "8", "--watch")
-        completions.append([line["completion"] for line in box.results(job_id)])
+        job_id = served_box.submit(file, "tiny-bloom", "--max-new-tokens", "8", "--watch")
+        completions.append([line["completion"] for line in served_box.results(job_id)])
 
     assert completions[0] == completions[1]
 
 
-def test_waiting_commands_tell_of_failed_prompts_by_their_exit_code(box: Box) -> None:
-    box.worker("--model", "tiny-bloom")
-
-    done = box.run("submit", box.prompts(PROMPTS), "--model", "tiny-bloom", "--watch", exit_code=1)
+def test_waiting_commands_tell_of_failed_prompts_by_their_exit_code(served_box: Box) -> None:
+    done = served_box.run(
+        "submit", served_box.prompts(PROMPTS), "--model", "tiny-bloom", "--watch", exit_code=1
+    )
     job_id = done.stdout.strip()
 
-    box.run("results", job_id, "--follow", exit_code=1)
-    box.run("status", job_id, "--watch", exit_code=1)
-    assert len(box.results(job_id, "--failed")) == 1
+    served_box.run("results", job_id, "--follow", exit_code=1)
+    served_box.run("status", job_id, "--watch", exit_code=1)
+    assert len(served_box.results(job_id, "--failed")) == 1
 
 
-def test_follow_shows_results_in_input_order_while_the_job_runs(box: Box) -> None:
-    box.catalogue('[models.slow]\nengine = "null"\nmicro_batch_seconds = 0.2\n')
-    box.worker("--model", "slow")
-
-    job_id = box.submit(box.prompts([f"prompt {n}" for n in range(100)]), "slow")
-    lines = box.results(job_id, "--follow")
+def test_follow_shows_results_in_input_order_while_the_job_runs(served_box: Box) -> None:
+    job_id = served_box.submit(served_box.prompts([f"prompt {n}" for n in range(100)]), "slow")
+    lines = served_box.results(job_id, "--follow")
 
     assert [line["index"] for line in lines] == list(range(100))
     assert lines[41]["completion"] == "prompt 41"
 
 
-def test_a_chat_line_goes_through_the_chat_template(box: Box) -> None:
+def test_a_chat_line_goes_through_the_chat_template(served_box: Box) -> None:
     """OpenAI batch lines in, OpenAI batch lines out."""
     body = {"messages": [{"role": "user", "content": "What is a shard?"}], "max_tokens": 4}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    box.worker("--model", "tiny-bloom", "--model", "tiny-cerebras")
 
-    job_id = box.submit(box.prompts([line]), "tiny-bloom", "--watch")
-    (answer,) = box.results(job_id, "--format", "openai")
-    without = box.run(
-        *("submit", box.prompts([line]), "--model", "tiny-cerebras", "--watch"), exit_code=1
+    job_id = served_box.submit(served_box.prompts([line]), "tiny-bloom", "--watch")
+    (answer,) = served_box.results(job_id, "--format", "openai")
+    without = served_box.run(
+        *("submit", served_box.prompts([line]), "--model", "tiny-cerebras", "--watch"), exit_code=1
     )
 
     assert answer["custom_id"] == "a"
     assert answer["response"]["body"]["object"] == "chat.completion"
     assert answer["response"]["body"]["usage"]["completion_tokens"] <= 4
-    (refused,) = box.results(without.stdout.strip())
+    (refused,) = served_box.results(without.stdout.strip())
     assert refused["error"]["code"] == "no_chat_template"
 
 
-def test_a_request_may_ask_for_logprobs_an_echo_and_no_end_but_its_length(box: Box) -> None:
+def test_a_request_may_ask_for_logprobs_an_echo_and_no_end_but_its_length(served_box: Box) -> None:
     line = {"prompt": "The worker", "max_new_tokens": 6}
     body = {"prompt": "The worker", "max_tokens": 6, "logprobs": 2, "echo": True}
-    box.worker("--model", "tiny-bloom")
-
-    own = box.submit(
-        box.prompts([line]),
+    own = served_box.submit(
+        served_box.prompts([line]),
         "tiny-bloom",
         *("--logprobs", "2", "--echo", "--eos-token-ids", "[]", "--watch"),
     )
-    openai = box.submit(
-        box.prompts([{"url": "/v1/completions", "body": body | {"eos_token_ids": []}}]),
+    openai = served_box.submit(
+        served_box.prompts([{"url": "/v1/completions", "body": body | {"eos_token_ids": []}}]),
         *("tiny-bloom", "--watch"),
     )
-    (result,) = box.results(own)
-    (answer,) = box.results(openai, "--format", "openai")
+    (result,) = served_box.results(own)
+    (answer,) = served_box.results(openai, "--format", "openai")
 
     assert (result["finish_reason"], result["completion_tokens"]) == ("length", 6)
     new_text = "".join(token["token"] for token in result["logprobs"])
@@ -128,7 +146,7 @@ def test_a_request_may_ask_for_logprobs_an_echo_and_no_end_but_its_length(box: B
     assert choice["text"] == result["completion"]
     assert "".join(choice["logprobs"]["tokens"]) == new_text
     assert result["timing"]["first_token_seconds"] > 0
-    assert box.status(own)["steps"]["count"] > 0
+    assert served_box.status(own)["steps"]["count"] > 0
 
 
 def test_run_needs_neither_worker_nor_redis(box: Box, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def two_on_one_shard(run: Run) -> None:
 
 @fault("four workers on one job", FOUR_WORKERS)
 def four_on_one_job(run: Run) -> None:
-    run.submit("steady", shard_size=4)
+    run.wait_for_end(run.submit("steady", shard_size=4))
+    if len({begun.process for begun in run.trace.read()}) < 2:
+        run.problems.append("one worker did it all")
 
 
 @fault(

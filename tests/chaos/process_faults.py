@@ -6,10 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.acceptance.box import Worker
 from tests.chaos.fault import Play, fault
-from tests.chaos.run import Job, Run
+from tests.chaos.run import CALM_POLL_SECONDS, Job, Run
 from tests.chaos.stage import LEASE_SECONDS, REAL_MODELS, SWEEP_SECONDS, Needs
 from tests.chaos.verdict import MOST_REPEATED_PER_STRIKE
 
@@ -63,9 +64,13 @@ def kill_child(run: Run, job: Job) -> None:
 def kill_parent(run: Run, job: Job) -> None:
     """The child sees that it has no parent, and gives back what it holds."""
     worker = run.holder(job)
-    run.strike(job, child=run.stage.child_of(worker))
+    child = run.stage.child_of(worker)
+    run.strike(job, child=child)
     worker.kill()
     run.start_worker()
+    run.wait_until(lambda: not Path(f"/proc/{child}").exists(), poll_seconds=CALM_POLL_SECONDS)
+    if Path(f"/proc/{child}").exists():
+        run.problems.append("the child outlives its parent")
 
 
 def kill_both(run: Run, job: Job) -> None:

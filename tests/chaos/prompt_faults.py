@@ -45,5 +45,9 @@ def broken_model(run: Run) -> None:
     run.pause(0.5)
     file = run.submit_command("broken", BROKEN_PROMPTS)
     job_id = run.stage.box.run(*file).stdout.strip()
-    run.expect(Job(id=job_id, model="broken", prompts=BROKEN_PROMPTS, status="failed"))
-    run.wait_for_end(job)
+    broken = run.expect(Job(id=job_id, model="broken", prompts=BROKEN_PROMPTS, status="failed"))
+    for each in (job, broken):
+        run.wait_for_end(each)
+    error = run.stage.box.status(job_id)["error"]
+    if error["code"] != "model_load_failed" or "nowhere" not in error["message"]:
+        run.problems.append(f"the job of a model without a folder failed with {error}")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -74,12 +71,3 @@ class TracedBox(Box):
         self.workers.append(worker)
         worker.wait_for("worker_ready")
         return worker
-
-    def close(self) -> None:
-        # Without a word: an end in good order takes seconds and is not what is tested.
-        for worker in self.workers:
-            if worker.process.poll() is None:
-                with suppress(AssertionError, OSError):
-                    os.kill(worker.child, signal.SIGKILL)
-                worker.kill()
-        super().close()

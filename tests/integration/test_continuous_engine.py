@@ -52,7 +52,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     def load_once(alias: str) -> Int8Model:
         source = ModelSource(alias=alias, folder=checkpoint_folder(alias, scratch))
         checkpoint = open_checkpoint(source, on_progress=ignore, should_stop=never)
-        return load_int8(checkpoint, torch.device("cpu"), on_progress=ignore, should_stop=never)
+        return load_int8(
+            checkpoint, torch.device("cpu"), mode="llm_int8", on_progress=ignore, should_stop=never
+        )
 
     return load_once
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
 
 from engine.checkpoint.tensors import StoreUnsupportedError
 from engine.quiet import quiet_libraries
+from engine.store.prepare import Int8Store
 from tests.stores import (
     engine_only_tensors,
     pickle_weights,
@@ -75,6 +77,21 @@ def copied(tmp_path: Path) -> Callable[[str], Path]:
         return Path(shutil.copytree(source, tmp_path / "checkpoint"))
 
     return copy
+
+
+StoreOf = Callable[[str], Int8Store]
+
+
+@pytest.fixture(scope="module")
+def made_store(tmp_path_factory: pytest.TempPathFactory) -> StoreOf:
+    """The store of a tiny checkpoint, made once and only read."""
+    scratch = tmp_path_factory.mktemp("made")
+
+    @cache
+    def made(alias: str) -> Int8Store:
+        return prepare(checkpoint_folder(alias, scratch), scratch / "stores")
+
+    return made
 
 
 def as_it_is(folder: Path) -> Path:
@@ -194,8 +211,8 @@ def test_the_quantisation_config_is_the_one_that_transformers_saves(
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_plain_transformers_loads_a_store_whole(alias: str, tmp_path: Path) -> None:
-    store = prepare(checkpoint_folder(alias, tmp_path), tmp_path / "stores")
+def test_plain_transformers_loads_a_store_whole(alias: str, made_store: StoreOf) -> None:
+    store = made_store(alias)
 
     with quiet_libraries():
         _, report = transformers_class(alias).from_pretrained(
@@ -248,9 +265,9 @@ def greedy(model: Any, folder: Path, prompt: str) -> list[int]:
     return found
 
 
-def test_an_untied_head_stays_untied(tmp_path: Path) -> None:
+def test_an_untied_head_stays_untied(made_store: StoreOf) -> None:
     # transformers itself reads its own saved config of such a T5 as a tied one
-    store = prepare(checkpoint_folder("tiny-flan", tmp_path), tmp_path / "stores")
+    store = made_store("tiny-flan")
 
     tensors = plain_tensors(store.folder)
 
@@ -302,8 +319,10 @@ def test_what_transformers_keeps_in_float_is_int8_for_the_engine(tmp_path: Path)
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_each_transformer_block_is_one_file_of_aligned_tensors(alias: str, tmp_path: Path) -> None:
-    store = prepare(checkpoint_folder(alias, tmp_path), tmp_path / "stores")
+def test_each_transformer_block_is_one_file_of_aligned_tensors(
+    alias: str, made_store: StoreOf
+) -> None:
+    store = made_store(alias)
 
     for file in store.folder.glob("*.safetensors"):
         header_bytes = int.from_bytes(file.read_bytes()[:8], "little")

@@ -8,7 +8,9 @@ import mmap
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,21 @@ ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 
 
-def store_and_layout(alias: str, scratch: Path) -> tuple[Int8Store, ModelLayout]:
-    folder = checkpoint_folder(alias, scratch)
-    layout = layout_of(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    return prepare(folder, scratch / "stores", dtype=torch.float32), layout
+Stored = Callable[[str], tuple[Int8Store, ModelLayout]]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    """The store of a tiny checkpoint, made once and only read, and its layout."""
+    scratch = tmp_path_factory.mktemp("stored")
+
+    @cache
+    def made(alias: str) -> tuple[Int8Store, ModelLayout]:
+        folder = checkpoint_folder(alias, scratch)
+        layout = layout_of(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        return prepare(folder, scratch / "stores", dtype=torch.float32), layout
+
+    return made
 
 
 def load(store: Int8Store, tiers: dict[str, Tier], **options: Any) -> LoadedStore:
@@ -52,22 +65,22 @@ def load(store: Int8Store, tiers: dict[str, Tier], **options: Any) -> LoadedStor
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("alias", ALIASES)
 def test_every_tier_takes_the_bytes_of_the_layout(
-    alias: str, placement: str, tmp_path: Path
+    alias: str, placement: str, stored: Stored
 ) -> None:
-    store, layout = store_and_layout(alias, tmp_path)
+    store, layout = stored(alias)
     tiers = tiers_of(layout, placement)
 
     with load(store, tiers) as loaded:
         for tier, expected in bytes_by_tier(layout, tiers).items():
             assert loaded.bytes_at(tier) == pytest.approx(expected, rel=0.02)
-        stored = {name: block.stored.bytes for name, block in loaded.blocks.items()}
-    assert stored == {block.name: block.bytes for block in layout.blocks}
+        sizes = {name: block.stored.bytes for name, block in loaded.blocks.items()}
+    assert sizes == {block.name: block.bytes for block in layout.blocks}
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("alias", ALIASES)
-def test_every_tensor_is_as_in_the_file(alias: str, placement: str, tmp_path: Path) -> None:
-    store, layout = store_and_layout(alias, tmp_path)
+def test_every_tensor_is_as_in_the_file(alias: str, placement: str, stored: Stored) -> None:
+    store, layout = stored(alias)
 
     with load(store, tiers_of(layout, placement)) as loaded:
         for block in loaded.blocks.values():
@@ -75,8 +88,8 @@ def test_every_tensor_is_as_in_the_file(alias: str, placement: str, tmp_path: Pa
             assert differing(tensors_wherever(block), theirs) == []
 
 
-def test_all_of_a_block_in_ram_is_in_one_buffer(tmp_path: Path) -> None:
-    store, layout = store_and_layout("tiny-flan", tmp_path)
+def test_all_of_a_block_in_ram_is_in_one_buffer(stored: Stored) -> None:
+    store, layout = stored("tiny-flan")
 
     with load(store, tiers_of(layout, "all-in-ram")) as loaded:
         for block in loaded.blocks.values():
@@ -87,8 +100,8 @@ def test_all_of_a_block_in_ram_is_in_one_buffer(tmp_path: Path) -> None:
                 assert tensor.data_ptr() % tensor.dtype.itemsize == 0
 
 
-def test_nothing_is_in_memory_of_what_stays_on_disk(tmp_path: Path) -> None:
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+def test_nothing_is_in_memory_of_what_stays_on_disk(stored: Stored) -> None:
+    store, layout = stored("tiny-bloom")
     said: list[LoadProgress] = []
 
     with load(store, tiers_of(layout, "all-on-disk"), on_progress=said.append) as loaded:
@@ -96,8 +109,8 @@ def test_nothing_is_in_memory_of_what_stays_on_disk(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_progress_ends_with_the_bytes_that_are_in_memory(tmp_path: Path) -> None:
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+def test_progress_ends_with_the_bytes_that_are_in_memory(stored: Stored) -> None:
+    store, layout = stored("tiny-bloom")
     tiers = tiers_of(layout, "mixed")
     said: list[LoadProgress] = []
 
@@ -110,8 +123,8 @@ def test_progress_ends_with_the_bytes_that_are_in_memory(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("placement", ["all-resident", "all-in-ram"])
-def test_a_load_can_be_interrupted(placement: str, tmp_path: Path) -> None:
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+def test_a_load_can_be_interrupted(placement: str, stored: Stored) -> None:
+    store, layout = stored("tiny-bloom")
     said: list[LoadProgress] = []
 
     with pytest.raises(LoadInterruptedError):
@@ -125,8 +138,8 @@ def test_a_load_can_be_interrupted(placement: str, tmp_path: Path) -> None:
     assert len(said) == 2
 
 
-def test_files_are_closed_and_blocks_let_go(tmp_path: Path) -> None:
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+def test_files_are_closed_and_blocks_let_go(stored: Stored) -> None:
+    store, layout = stored("tiny-bloom")
     loaded = load(store, tiers_of(layout, "mixed"))
     files = [segment.file for block in loaded.blocks.values() for segment in block.stored.segments]
 
@@ -136,9 +149,13 @@ def test_files_are_closed_and_blocks_let_go(tmp_path: Path) -> None:
     assert all(file.closed for file in files)
 
 
-def copied_store(tmp_path: Path) -> tuple[Int8Store, dict[str, Tier], Path]:
+Copied = tuple[Int8Store, dict[str, Tier], Path]
+
+
+@pytest.fixture
+def copied_store(stored: Stored, tmp_path: Path) -> Copied:
     """A store that may be damaged, and one of its files."""
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+    store, layout = stored("tiny-bloom")
     folder = Path(shutil.copytree(store.folder, tmp_path / "damaged"))
     file = folder / "decoder-001.safetensors"
     return replace(store, folder=folder), tiers_of(layout, "all-on-disk"), file
@@ -150,8 +167,8 @@ def refusal(store: Int8Store, tiers: dict[str, Tier]) -> str:
     return str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    store, tiers, file = copied_store(tmp_path)
+def test_a_missing_file_is_named(copied_store: Copied) -> None:
+    store, tiers, file = copied_store
     file.unlink()
 
     message = refusal(store, tiers)
@@ -159,8 +176,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert f"{file} cannot be loaded (No such file or directory)" in message
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
-    store, tiers, file = copied_store(tmp_path)
+def test_a_truncated_file_is_named(copied_store: Copied) -> None:
+    store, tiers, file = copied_store
     length = file.stat().st_size
     with file.open("r+b") as handle:
         handle.truncate(length - 1)
@@ -180,8 +197,8 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         ((100).to_bytes(8, "little") + b"{}".ljust(100), "do not belong together"),
     ],
 )
-def test_a_damaged_header_is_named(start: bytes, fault: str, tmp_path: Path) -> None:
-    store, tiers, file = copied_store(tmp_path)
+def test_a_damaged_header_is_named(start: bytes, fault: str, copied_store: Copied) -> None:
+    store, tiers, file = copied_store
     with file.open("r+b") as handle:
         handle.write(start)
 
@@ -191,8 +208,8 @@ def test_a_damaged_header_is_named(start: bytes, fault: str, tmp_path: Path) -> 
     assert fault in message
 
 
-def test_a_file_that_becomes_shorter_is_named_when_it_is_read(tmp_path: Path) -> None:
-    store, tiers, file = copied_store(tmp_path)
+def test_a_file_that_becomes_shorter_is_named_when_it_is_read(copied_store: Copied) -> None:
+    store, tiers, file = copied_store
 
     with load(store, tiers) as loaded:
         with file.open("r+b") as handle:
@@ -203,17 +220,17 @@ def test_a_file_that_becomes_shorter_is_named_when_it_is_read(tmp_path: Path) ->
     assert str(file) in str(caught.value)
 
 
-def test_a_placement_of_another_model_is_refused(tmp_path: Path) -> None:
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+def test_a_placement_of_another_model_is_refused(stored: Stored) -> None:
+    store, layout = stored("tiny-bloom")
     tiers = {**tiers_of(layout, "all-on-disk"), "decoder-999": "disk"}
 
     assert "decoder-999 is only in one of them" in refusal(store, tiers)
 
 
 def test_a_ram_tier_that_does_not_fit_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, layout = store_and_layout("tiny-bloom", tmp_path)
+    store, layout = stored("tiny-bloom")
 
     def no_memory(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")

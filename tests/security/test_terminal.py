@@ -20,6 +20,7 @@ from sqlalchemy import update
 from jobs.database import Database, open_database
 from jobs.models import completions, database_now, jobs, prompts, workers
 from jobs.settings import Settings
+from jobs.store.reading import job_reports
 from jobs.store.workers import register_worker, worker_loading
 from tests.acceptance.box import TGP_JOBS
 from tests.ledger import record, submit_and_claim
@@ -99,11 +100,10 @@ def hostile_ledger(database: Database) -> None:
 
 
 def only_job(home: Path) -> str:
-    document = subprocess.run(
-        [TGP_JOBS, "list", "--json", "--home", str(home)], capture_output=True, check=True
-    )
-    job_id: str = json.loads(document.stdout)[0]["id"]
-    return job_id
+    database = open_database(Settings(home=home))
+    (job,) = job_reports(database)
+    database.close()
+    return job.id
 
 
 @pytest.mark.parametrize(

@@ -51,21 +51,6 @@ def test_the_catalogue_may_lower_a_limit_but_not_raise_it() -> None:
     assert family_of(t5).context_tokens(t5, tokenizer_limit=1e30, catalogue_limit=512) == 512
 
 
-def test_causal_models_pad_left_and_encoders_right() -> None:
-    sides = {
-        name: family_of(config(name, is_encoder_decoder=name in ("t5", "bart"))).padding_side
-        for name in ("bloom", "gpt2", "gpt_neox", "llama", "t5", "bart")
-    }
-    assert sides == {
-        "bloom": "left",
-        "gpt2": "left",
-        "gpt_neox": "left",
-        "llama": "left",
-        "t5": "right",
-        "bart": "right",
-    }
-
-
 @pytest.mark.parametrize(
     ("stated", "has_own_head"),
     [

@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.int8 import product as int8_product
@@ -33,7 +33,6 @@ def random_weights(generator: torch.Generator, out: int, inner: int) -> torch.Te
     return torch.randint(-127, 128, (out, inner), dtype=torch.int8, generator=generator)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 130),
@@ -102,7 +101,6 @@ def test_integers_are_exact_for_every_number_of_rows(count: int) -> None:
     assert torch.equal(product.long(), rows.long() @ weight.long().t())
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 130),

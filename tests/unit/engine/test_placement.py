@@ -17,13 +17,7 @@ from engine.plan.search import make_plan
 from tests.unit.engine import planner_cases as cases
 from tests.unit.engine.planner_cases import MIB, Case
 
-settings.register_profile(
-    "planner",
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-planner = settings.get_profile("planner")
+planner = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 PLENTY = 10**12
 plans = cases.planned_cases().map(cases.Case.plan)
 

@@ -1,0 +1,35 @@
+"""docs/models.md says of each family what holds for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.families.checkpoints import FAMILIES, Family
+from tests.families.checks import report_of
+from tests.families.page import PAGE
+
+# The four of the mission first, and as many beside them as make the promise of "any model" one.
+FEWEST = 45
+_LINES = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_table_says_what_holds(family: Family, tmp_path: Path) -> None:
+    report = report_of(family, tmp_path)
+    # given: what is no, is no because the family is refused
+    assert "no" not in report.line().split(" | ") or report.resident == "no"
+    assert report.line() in _LINES
+
+
+def test_the_table_has_the_families_that_are_looked_at_and_no_others() -> None:
+    names = [line.split(" | ")[0].removeprefix("| ") for line in _LINES]
+    known = [family.name for family in FAMILIES]
+    assert [name for name in names if name in known] == known
+    assert len(names) - len(known) == 5 + 2, "two tables' heads and the columns' five rows"
+
+
+def test_there_are_enough_of_them_that_run() -> None:
+    running = [line for line in _LINES if line.split(" | ")[1] == "yes"]
+    assert len(running) >= FEWEST
