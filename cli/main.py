@@ -26,7 +26,7 @@ COMMANDS = {
     "run": LazyCommand("run:run", "Run a file of prompts in this process, without Redis."),
     "db": LazyCommand("db:db", "Look after the database's schema."),
     "doctor": LazyCommand("doctor:doctor", "Check this machine and say how to mend it."),
-    "repair": LazyCommand("repair:repair", "Mend what a crash or a full disk left behind."),
+    "repair": LazyCommand("repair:repair", "Mend what no worker mends by itself."),
 }
 # These stay for hours; the others are over before garbage is worth collecting.
 LONG_LIVED = {"worker", "run"}
