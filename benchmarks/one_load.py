@@ -25,7 +25,6 @@ from engine.interface import LoadProgress, ModelSource
 from engine.layout.skeleton import int8_settings
 from engine.model.place import place_model
 from engine.plan.on_this_machine import PlacementOptions, plan_on_this_machine
-from engine.store.opened import open_store
 from engine.store.prepare import store_for
 from tests.peak_memory import PeakMemory, anonymous_bytes
 
@@ -74,13 +73,18 @@ def by_engine(checkpoint: Path, stores: Path, device: torch.device) -> Any:
     """As load_engine: store, plan, placement; the store is made if it is not there."""
     said: dict[str, Callable[..., Any]] = {"on_progress": ignore, "should_stop": never}
     source = ModelSource(alias="measured", folder=checkpoint)
-    store = store_for(source, open_checkpoint(source, **said), stores, device, **said)
+    opened = open_checkpoint(source, **said)
+    store = store_for(source, opened, stores, device, **said)
     assert store is not None
-    config = open_checkpoint(ModelSource(alias="measured", folder=store.folder), **said).config
-    opened = open_store(store, "measured", config, device=device, dtype=plain_dtype(device))
-    plan = plan_on_this_machine(opened, PlacementOptions())
+    plan = plan_on_this_machine(store, PlacementOptions(), device)
     return place_model(
-        opened, plan.placement, mode="llm_int8", on_progress=ignore, should_stop=never
+        store,
+        plan.placement,
+        device,
+        tokenizer=opened.tokenizer,
+        mode="llm_int8",
+        on_progress=ignore,
+        should_stop=never,
     ).model
 
 

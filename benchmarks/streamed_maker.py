@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from engine.device import plain_dtype
 from engine.model.loaded import Int8Model
 from engine.model.place import place_model
 from engine.plan.plan import Tier
-from engine.store.opened import open_store
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import tiny_tokenizer
 
@@ -30,19 +28,24 @@ def streamed_maker(model: Any, folder: Path, device: torch.device) -> Callable[[
     model.save_pretrained(folder / "checkpoint")
     tiny_tokenizer().save_pretrained(folder / "checkpoint")
     store = prepare(folder / "checkpoint", folder / "stores", dtype=plain_dtype(device))
-    config = AutoConfig.from_pretrained(store.folder)
-    opened = open_store(store, "random", config, device=device, dtype=plain_dtype(device))
     streamed: Tier = "ram" if device.type == "cuda" else "disk"
     tiers: dict[str, Tier] = {
         block.name: streamed if block.kind in ("encoder", "decoder") else "resident"
-        for block in opened.stored.layout.blocks
+        for block in store.layout.blocks
     }
 
     def make() -> Int8Model:
         for file in store.folder.iterdir():
             drop_from_page_cache(file)
-        placed = place_model(opened, tiers, mode="llm_int8", on_progress=ignore, should_stop=never)
-        return placed.with_tokenizer(tiny_tokenizer(), device)
+        return place_model(
+            store,
+            tiers,
+            device,
+            tokenizer=tiny_tokenizer(),
+            mode="llm_int8",
+            on_progress=ignore,
+            should_stop=never,
+        )
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,7 +12,7 @@ from typing import Any, TypedDict
 import torch
 
 from engine.cache.format import CacheDtype
-from engine.checkpoint.folder import Checkpoint, load_tokenizer, open_checkpoint
+from engine.checkpoint.folder import Checkpoint, open_checkpoint
 from engine.decode.engine import DecodeEngine
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.int8.linear import ComputeMode
@@ -31,8 +32,7 @@ from engine.plan.on_this_machine import (
     plan_on_this_machine,
 )
 from engine.plan.plan import Plan
-from engine.store.opened import OpenedStore, open_store
-from engine.store.prepare import Int8Store, store_for
+from engine.store.prepare import store_for
 
 
 def load_engine(
@@ -86,11 +86,19 @@ def load_engine(
     )
     hooks = _Hooks(on_progress=on_progress, should_stop=should_stop)
     checkpoint = open_checkpoint(source, accept=require_supported, **hooks)
-    store = stores and store_for(source, checkpoint, stores, chosen, **hooks)
+    with closing(checkpoint.tensors):
+        store = stores and store_for(source, checkpoint, stores, chosen, **hooks)
     if store:
-        opened, tokenizer = _open(source, store, chosen, hooks)
-        plan = plan_on_this_machine(opened, options)
-        loaded = _place(opened, tokenizer, plan, options, hooks)
+        plan = plan_on_this_machine(store, options, chosen)
+        loaded = place_model(
+            store,
+            plan.placement,
+            chosen,
+            tokenizer=checkpoint.tokenizer,
+            mode=options.mode,
+            disk_readers=options.disk_readers,
+            **hooks,
+        )
         limits = limits_of(plan, micro_batch_rows)
         placement = _placement(plan, limits)
     else:
@@ -115,30 +123,6 @@ class _Hooks(TypedDict):
 
     on_progress: Callable[[LoadProgress], None]
     should_stop: Callable[[], bool]
-
-
-def _open(
-    source: ModelSource, store: Int8Store, device: torch.device, hooks: _Hooks
-) -> tuple[OpenedStore, Any]:
-    """The store and its tokenizer."""
-    checkpoint = open_checkpoint(ModelSource(alias=source.alias, folder=store.folder), **hooks)
-    opened = open_store(
-        store, source.alias, checkpoint.config, device=device, dtype=plain_dtype(device)
-    )
-    return opened, load_tokenizer(checkpoint)
-
-
-def _place(
-    opened: OpenedStore, tokenizer: Any, plan: Plan, options: PlacementOptions, hooks: _Hooks
-) -> Int8Model:
-    placed = place_model(
-        opened,
-        plan.placement,
-        mode=options.mode,
-        disk_readers=options.disk_readers,
-        **hooks,
-    )
-    return placed.with_tokenizer(tokenizer, opened.device)
 
 
 def _placement(plan: Plan, limits: BatchLimits) -> dict[str, Any]:

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig
 
-from engine.model.place import PlacedModel, place_model
+from engine.model.loaded import Int8Model
+from engine.model.place import place_model
+from engine.plan.from_layout import demands_of_layout
 from engine.plan.plan import Tier
-from engine.store.opened import OpenedStore, open_store
 from engine.store.prepare import Int8Store
 from tests.placements import tiers_of
 from tests.plain_models import greedy, plain_model
-from tests.stores import ignore, never, prepare
-from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from tests.stores import CPU, ignore, never, prepare
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
 
 NEW_TOKENS = 8
 PROMPTS = (
@@ -64,39 +64,31 @@ class StreamedModels:
 
         return tokens
 
-    def opened(self, store: Int8Store) -> OpenedStore:
-        config = AutoConfig.from_pretrained(store.folder)
-        return open_store(store, "tiny", config, device=self.device, dtype=self.dtype)
-
     @contextmanager
-    def placed(self, store: Int8Store, placement: str, **options: Any) -> Iterator[PlacedModel]:
+    def placed(self, store: Int8Store, placement: str, **options: Any) -> Iterator[Int8Model]:
         """The model as one of PLACEMENTS says; options are place_model's."""
-        source = self.opened(store)
-        with at_tiers(source, placement_of(source, placement), **options) as model:
+        tiers = placement_of(store, placement)
+        with at_tiers(store, tiers, device=self.device, **options) as model:
             yield model
 
 
-def placement_of(source: OpenedStore, placement: str) -> dict[str, Tier]:
+def placement_of(store: Int8Store, placement: str) -> dict[str, Tier]:
     """The placement's tiers, but for what cannot be streamed."""
-    tiers = tiers_of(source.stored.layout, placement)
-    for block in source.stored.layout.blocks:
-        is_shared = block.kind == "embedding" and source.config.is_encoder_decoder
-        if block.kind == "rest" or is_shared:
-            tiers[block.name] = "resident"
-    return tiers
+    tiers = tiers_of(store.layout, placement)
+    demands = demands_of_layout(store.config, "tiny", store.layout, on_gpu=False)
+    resident = {block.name: "resident" for block in demands.blocks if block.stays_resident}
+    return tiers | cast(dict[str, Tier], resident)
 
 
 @contextmanager
-def at_tiers(source: OpenedStore, tiers: dict[str, Tier], **options: Any) -> Iterator[PlacedModel]:
-    options = {"mode": "llm_int8", **options}
-    model = place_model(source, tiers, on_progress=ignore, should_stop=never, **options)
+def at_tiers(store: Int8Store, tiers: dict[str, Tier], **options: Any) -> Iterator[Int8Model]:
+    options = {"device": CPU, "mode": "llm_int8", "tokenizer": tiny_tokenizer(), **options}
+    model = place_model(store, tiers, on_progress=ignore, should_stop=never, **options)
     try:
         yield model
     finally:
-        model.close()
+        model.free()
 
 
-def tokens_of(
-    model: PlacedModel, store: Int8Store, prompts: tuple[str, ...] = PROMPTS
-) -> list[Any]:
+def tokens_of(model: Int8Model, store: Int8Store, prompts: tuple[str, ...] = PROMPTS) -> list[Any]:
     return greedy(model.model, store, prompts, new_tokens=NEW_TOKENS)

@@ -93,7 +93,7 @@ def compare_on_cpu(folder: Path, family: str, arguments: argparse.Namespace) -> 
             each.write_checkpoint(folder / name / dtype, getattr(torch, dtype))
         if name == "model":
             # Without the float32 copies that are there for plain transformers.
-            model_bytes = open_folder(store, cpu).stored.layout.int8_bytes
+            model_bytes = open_folder(store).layout.int8_bytes
     rows, budget = arguments.batch or 8, model_bytes // 3
     prompt_tokens = arguments.prompt_tokens or PROMPT_TOKENS
     new_tokens = arguments.new_tokens or NEW_TOKENS

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from engine.layout.blocks import modules_of_blocks
+from engine.layout.blocks import BlockFinder
 from engine.quiet import quiet_libraries
 from engine.weights.passes import StreamTotals, WeightPasses
 
@@ -139,7 +139,7 @@ class PageCache:
     def drop_after_use(self, model: Any) -> None:
         """Drop each block's file after each of its uses, and the others after each pass."""
         self._open = {file.name.split(".")[0]: os.open(file, os.O_RDONLY) for file in self.files}
-        blocks = modules_of_blocks(model)
+        blocks = BlockFinder(model).blocks
         for module_name, (kind, block) in blocks.items():
             if kind in ("encoder", "decoder"):
                 model.get_submodule(module_name).register_forward_hook(

@@ -18,14 +18,13 @@ from engine.cache.format import CacheDtype
 from engine.decode.engine import DecodeEngine
 from engine.int8.linear import ComputeMode
 from engine.interface import GenerationRequest, ModelDescription, RequestList, SamplingParameters
-from engine.model.place import PlacedModel
+from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
 from engine.weights.passes import StreamTotals, WeightPasses
 
 
 def engine_of(
-    placed: PlacedModel,
-    device: torch.device,
+    loaded: Int8Model,
     limits: BatchLimits,
     *,
     mode: ComputeMode,
@@ -33,11 +32,10 @@ def engine_of(
     context_tokens: int,
 ) -> DecodeEngine:
     """An engine around a placed model of random weights."""
-    loaded = placed.with_tokenizer(_byte_tokenizer(), device)
     description = ModelDescription(
         alias="random",
-        device=str(device),
-        architecture=type(placed.model).__name__,
+        device=str(loaded.device),
+        architecture=type(loaded.model).__name__,
         parameter_count=loaded.parameter_count,
         weight_bytes=loaded.weight_bytes,
         load_seconds=0.0,
@@ -118,7 +116,7 @@ def _request(key: int, prompt_tokens: int, new_tokens: int) -> GenerationRequest
     return GenerationRequest(key=key, prompt="a" * prompt_tokens, parameters=parameters)
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, after one for the end and one for padding."""
     ends = ["</s>", "<pad>"]
     letters = sorted(ByteLevel.alphabet())

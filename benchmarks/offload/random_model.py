@@ -89,15 +89,27 @@ class RandomModel:
         source = folder.with_name(f"{folder.name}-config")
         _write_companions(self.config, source, self.tensors.first_float_dtype())
         checkpoint = Checkpoint(
-            folder=source, config=self.config, model_class=None, weight_files=()
+            folder=source,
+            config=self.config,
+            model_class=None,
+            tokenizer=None,
+            weight_files=(),
+            tensors=self.tensors,
         )
-        plan = contents_of(checkpoint, self.tensors, dtype=dtype)
+        plan = contents_of(checkpoint, dtype=dtype)
         stream = TensorStream(plan=plan, tensors=self.tensors, device=device)
         origin = StoreOrigin(
-            location="random", commit=None, fingerprint="", quantisation={}, dtype=str(dtype)
+            location="random", commit=None, fingerprint="", quantisation={}, dtype="auto"
         )
         maker = StoreMaker(folder, origin, plan, lambda _: None, lambda: False)
-        return Int8Store(folder=folder, manifest=maker.make(checkpoint, stream), was_there=False)
+        return Int8Store(
+            alias=folder.name,
+            config=self.config,
+            folder=folder,
+            manifest=maker.make(checkpoint, stream),
+            layout=plan.layout,
+            was_there=False,
+        )
 
     def write_checkpoint(self, folder: Path, dtype: torch.dtype) -> int:
         """Write the float checkpoint, a file per block; return the bytes of its tensors."""

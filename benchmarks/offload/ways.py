@@ -22,10 +22,9 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from benchmarks.offload.our_engine import engine_of
+from benchmarks.offload.our_engine import byte_tokenizer, engine_of
 from engine.cache.format import CacheDtype
 from engine.decode.engine import DecodeEngine
-from engine.device import plain_dtype
 from engine.int8.linear import ComputeMode
 from engine.model.place import place_model
 from engine.plan.demands import Workload
@@ -34,7 +33,6 @@ from engine.plan.on_this_machine import PlacementOptions, limits_of, plan_on_thi
 from engine.plan.plan import Tier
 from engine.quiet import quiet_libraries
 from engine.store.manifest import read_manifest
-from engine.store.opened import OpenedStore, open_store
 from engine.store.prepare import Int8Store
 from engine.weights.passes import ResidentPasses, WeightPasses
 
@@ -106,66 +104,72 @@ def load(
     return _accelerate_to_disk(folder / way, getattr(torch, way), most)
 
 
-def open_folder(folder: Path, device: torch.device) -> OpenedStore:
+def open_folder(folder: Path) -> Int8Store:
     """The store in a folder."""
     manifest = read_manifest(folder)
-    if manifest is None:
+    if manifest is None or manifest.layout is None:
         raise RuntimeError(f"no store in {folder}")
-    return open_store(
-        Int8Store(folder=folder, manifest=manifest, was_there=True),
-        folder.parent.name,
-        AutoConfig.from_pretrained(folder),
-        device=device,
-        dtype=plain_dtype(device),
+    return Int8Store(
+        alias=folder.parent.name,
+        config=AutoConfig.from_pretrained(folder),
+        folder=folder,
+        manifest=manifest,
+        layout=manifest.layout,
+        was_there=True,
     )
 
 
 def _ours(
     folder: Path, device: torch.device, options: PlacementOptions, tiers: str, rows: int | None
 ) -> Loaded:
-    opened = open_folder(folder, device)
+    store = open_folder(folder)
     if tiers == "plan":
-        plan = plan_on_this_machine(opened, options)
+        plan = plan_on_this_machine(store, options, device)
         if rows is not None and plan.rows < rows:
             raise RuntimeError(f"the plan has room for {plan.rows} rows, not {rows}")
         where, limits = plan.placement, limits_of(plan, rows or plan.rows)
     else:
-        where = tiers_of_layers(opened, tiers)
+        where = tiers_of_layers(store, tiers)
         limits = BatchLimits(rows=rows or 1, encoded_rows=rows or 1)
-    placed = place_model(
-        opened, where, mode=options.mode, on_progress=lambda _: None, should_stop=lambda: False
+    loaded = place_model(
+        store,
+        where,
+        device,
+        tokenizer=byte_tokenizer(),
+        mode=options.mode,
+        on_progress=lambda _: None,
+        should_stop=lambda: False,
     )
     workload = options.workload
     context_tokens = workload.prompt_tokens + workload.new_tokens + 1
     return Loaded(
         engine=engine_of(
-            placed,
-            device,
+            loaded,
             limits,
             mode=options.mode,
             cache_dtype=options.kv_cache,
             context_tokens=context_tokens,
         ),
-        model=placed.model,
-        passes=placed.passes,
+        model=loaded.model,
+        passes=loaded.passes,
         placement=_in_words(list(where.values())),
         files=_weight_files(folder),
-        mapped_bytes=0 if device.type == "cuda" else _resident_bytes(opened, where),
-        close=placed.close,
+        mapped_bytes=0 if device.type == "cuda" else _resident_bytes(store, where),
+        close=loaded.free,
     )
 
 
-def _resident_bytes(opened: OpenedStore, tiers: Mapping[str, Tier]) -> int:
-    blocks = opened.stored.layout.blocks
+def _resident_bytes(store: Int8Store, tiers: Mapping[str, Tier]) -> int:
+    blocks = store.layout.blocks
     return sum(block.bytes for block in blocks if tiers[block.name] == "resident")
 
 
-def tiers_of_layers(opened: OpenedStore, tier: str) -> dict[str, Tier]:
+def tiers_of_layers(store: Int8Store, tier: str) -> dict[str, Tier]:
     """The layers in one place, everything else resident."""
     known: dict[str, Tier] = {"resident": "resident", "ram": "ram", "disk": "disk"}
     return {
         block.name: known[tier] if block.kind in ("encoder", "decoder") else "resident"
-        for block in opened.stored.layout.blocks
+        for block in store.layout.blocks
     }
 
 

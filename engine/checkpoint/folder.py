@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from engine.checkpoint.architecture import model_class_of, text_half_of
 from engine.checkpoint.hub import download_config, download_snapshot
+from engine.checkpoint.other_formats import (
+    refuse_adapter,
+    refuse_gguf,
+    refuse_other_quantisation,
+)
+from engine.checkpoint.tensors import CheckpointTensors
 from engine.interface import LoadProgress, ModelLoadError, ModelSource
 from engine.quiet import quiet_libraries
 
@@ -46,14 +51,18 @@ class Checkpoint:
             that of the text half.
         is_text_half: Whether the folder holds a model of text and images.
         model_class: The transformers class that generates from it.
+        tokenizer: The tokenizer beside the weights.
         weight_files: Every file of the weights, all present.
+        tensors: The tensors of those files.
     """
 
     folder: Path
     config: Any
     is_text_half: bool = False
     model_class: Any
+    tokenizer: Any
     weight_files: tuple[Path, ...]
+    tensors: CheckpointTensors
 
 
 def open_checkpoint(
@@ -64,6 +73,10 @@ def open_checkpoint(
     accept: Callable[[Any], None] = lambda _config: None,
 ) -> Checkpoint:
     """Find or download a checkpoint and check it.
+
+    Each safetensors file is opened here, once: its header is compared with its
+    length. The tokenizer is loaded, because minutes of work on the weights
+    would be lost if it turned out later that it cannot be.
 
     Args:
         source: The model.
@@ -92,18 +105,24 @@ def open_checkpoint(
         raise ModelLoadError(
             f"model {source.alias}: the catalogue gives neither a hub_id nor a folder; add one"
         )
+    refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        refuse_gguf(folder)
     _read_json(folder / "config.json", what="a Hugging Face checkpoint folder holds one")
     whole = _configuration(folder)
     config = text_half_of(whole)
-    _require_tokenizer(folder)
+    refuse_other_quantisation(config, folder)
     model_class = _model_class(config, folder)
     accept(config)
+    weight_files = _weight_files(folder)
     return Checkpoint(
         folder=folder,
         config=config,
         is_text_half=config is not whole,
         model_class=model_class,
-        weight_files=_weight_files(folder),
+        tokenizer=_tokenizer(folder),
+        weight_files=weight_files,
+        tensors=CheckpointTensors(weight_files),
     )
 
 
@@ -150,12 +169,22 @@ def _model_class(config: Any, folder: Path) -> Any:
     return found
 
 
-def _require_tokenizer(folder: Path) -> None:
+def _tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelLoadError(
             f"there is no tokenizer in {folder}: expected tokenizer.json (or one of "
             f"{', '.join(_TOKENIZER_FILES[1:])}); copy or download the tokenizer's files too"
         )
+    try:
+        with quiet_libraries():
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelLoadError(
+            f"the tokenizer in {folder} cannot be loaded ({error}); the folder needs "
+            "tokenizer.json and tokenizer_config.json, copy or download them again"
+        ) from error
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -168,9 +197,8 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             files = _indexed_files(index)
         else:
             continue
-        for file in files:
-            _check_file(file)
         return files
+    refuse_gguf(folder)
     raise ModelLoadError(
         f"there are no weights in {folder}: expected one of "
         f"{', '.join(_WEIGHT_FILES)} or an .index.json of their parts; "
@@ -192,36 +220,5 @@ def _indexed_files(index: Path) -> tuple[Path, ...]:
     return files
 
 
-def _check_file(file: Path) -> None:
-    """Open a safetensors file, which compares its header with its length."""
-    if file.suffix != ".safetensors":
-        return
-    try:
-        with safe_open(str(file), framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelLoadError(
-            f"{file} is damaged or cut short ({_first_line(error)}); "
-            "delete it and copy or download it again"
-        ) from error
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer beside the weights.
-
-    Raises:
-        ModelLoadError: There is none, or it is damaged.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ModelLoadError(
-            f"the tokenizer in {checkpoint.folder} cannot be loaded ({error}); the folder needs "
-            "tokenizer.json and tokenizer_config.json, copy or download them again"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,29 +26,45 @@ class CheckpointTensors:
     """
 
     def __init__(self, files: tuple[Path, ...]) -> None:
-        """Open the files.
+        """Open the safetensors files; .bin files are opened when a tensor is asked for.
 
         Raises:
-            ModelLoadError: One of them cannot be read.
-            StoreUnsupportedError: A .bin file is of a form that cannot be mapped.
+            ModelLoadError: A safetensors file is damaged.
         """
         self._handles: dict[str, Any] = {}
-        self._tensors: dict[str, torch.Tensor] = {}
+        self._pickles: list[Path] = []
         for file in files:
             if file.suffix == ".safetensors":
                 self._open_safetensors(file)
             else:
-                self._tensors.update(_open_pickled(file))
+                self._pickles.append(file)
 
     def names(self) -> list[str]:
-        return [*self._handles, *self._tensors]
+        """All tensors' names.
+
+        Raises:
+            ModelLoadError: A .bin file cannot be read.
+            StoreUnsupportedError: A .bin file is of a form that cannot be mapped.
+        """
+        return [*self._handles, *self._unpickled]
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, still on disk; reading it brings its pages in."""
-        if name in self._tensors:
-            return self._tensors[name]
-        tensor: torch.Tensor = self._handles[name].get_tensor(name)
-        return tensor
+        if name in self._handles:
+            tensor: torch.Tensor = self._handles[name].get_tensor(name)
+            return tensor
+        return self._unpickled[name]
+
+    def close(self) -> None:
+        """Let go of the files; their memory is unmapped with the last tensor."""
+        self._handles.clear()
+        self.__dict__.pop("_unpickled", None)
+
+    @cached_property
+    def _unpickled(self) -> dict[str, torch.Tensor]:
+        return {
+            name: tensor for file in self._pickles for name, tensor in _open_pickled(file).items()
+        }
 
     def first_float_dtype(self) -> torch.dtype:
         """As transformers finds the dtype of a checkpoint whose configuration has none."""
@@ -60,7 +77,9 @@ class CheckpointTensors:
         try:
             handle: Any = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} cannot be read ({error}); copy it again") from error
+            raise ModelLoadError(
+                f"{file} is damaged or cut short ({error}); delete it and copy or download it again"
+            ) from error
         self._handles.update(dict.fromkeys(handle.keys(), handle))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from engine.layout.skeleton import (
     int8_linears,
     int8_skeleton,
     lookup_tables,
+    make_other_linears_int8,
     stated_dtype,
 )
 
@@ -88,25 +89,26 @@ class BlockLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLayout:
-    """A model's blocks in execution order; a tied head is in the embedding."""
+    """What an int8 model consists of.
+
+    Attributes:
+        blocks: Blocks in execution order; a tied head is in the embedding.
+        dtype: Dtype of what is not int8, where a tensor has none of its own.
+        ties: Each alias of a tied weight and the weight it shares, by their
+            names in the state dict. An alias is no tensor of its own.
+    """
 
     blocks: tuple[BlockLayout, ...]
+    dtype: torch.dtype
+    ties: Mapping[str, str]
 
     @property
     def tensors(self) -> tuple[TensorLayout, ...]:
         return tuple(tensor for block in self.blocks for tensor in block.tensors)
 
-    def without(self, names: Collection[str]) -> ModelLayout:
-        """The same but for these names in the state dict, and blocks that are empty then."""
-        blocks = (
-            replace(block, tensors=tuple(t for t in block.tensors if t.model_name not in names))
-            for block in self.blocks
-        )
-        return ModelLayout(blocks=tuple(block for block in blocks if block.tensors))
-
     @property
     def int8_bytes(self) -> int:
-        """Of all tensors, with scales."""
+        """Bytes of all tensors, with scales."""
         return sum(block.bytes for block in self.blocks)
 
     @property
@@ -138,33 +140,34 @@ def layout_of(
         as_transformers: As it would be there: with the linears that it keeps
             in float, and without narrow tables.
     """
-    model = int8_skeleton(config, dtype=dtype, linears_kept_in_float=as_transformers)
+    model = int8_skeleton(config, dtype=dtype)
     tied = set(model.all_tied_weights_keys)
     if family_of(config).has_own_head(config):
         tied -= {f"{name}.weight" for name in _names_of(model, model.get_output_embeddings())}
-    layout = layout_of_skeleton(model, dtype=dtype, left_out=tied)
     if as_transformers:
-        return layout
+        return layout_of_skeleton(model, dtype=dtype, aliases=tied)
+    make_other_linears_int8(model, dtype=dtype)
+    layout = layout_of_skeleton(model, dtype=dtype, aliases=tied)
     return with_narrow_tables(layout, model, lambda _: stated_dtype(config))
 
 
-def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str]) -> ModelLayout:
+def layout_of_skeleton(model: Any, *, dtype: torch.dtype, aliases: Collection[str]) -> ModelLayout:
     """Lay out a skeleton.
 
     Args:
         model: From int8_skeleton. Where it has `_weight_conversions`, those are
             the renamings that loading its checkpoint used, and saving reverts.
-        dtype: Of what is not int8.
-        left_out: Names in the state dict that are no tensors of their own:
-            the aliases of tied weights.
+        dtype: Dtype of what is not int8.
+        aliases: Names in the state dict that are no tensors of their own, because
+            the weights are tied.
     """
-    state = {name: t for name, t in model.state_dict().items() if name not in set(left_out)}
+    state = {name: t for name, t in model.state_dict().items() if name not in aliases}
     file_names = names_in_file(model, state)
     linears = {name for name, _ in int8_linears(model)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     choose_dtype = dtype_chooser(model, dtype)
     tables = lookup_tables(model)
-    block_of = _BlockFinder(model)
+    block_of = BlockFinder(model)
     tensors: dict[tuple[BlockKind, str], list[TensorLayout]] = {}
     for name, tensor in state.items():
         role = _role(tensor, name in parameters, name.rpartition(".")[0] in linears)
@@ -189,7 +192,9 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, left_out: Iterable[str
             for (kind, name), members in sorted(
                 tensors.items(), key=lambda item: _ORDER.index(item[0][0])
             )
-        )
+        ),
+        dtype=dtype,
+        ties={alias: model.all_tied_weights_keys[alias] for alias in sorted(aliases)},
     )
 
 
@@ -217,7 +222,7 @@ def with_narrow_tables(
             return block
         return replace(block, tensors=tuple(replace(t, dtype=dtype_of(t)) for t in block.tensors))
 
-    return ModelLayout(blocks=tuple(narrow(block) for block in layout.blocks))
+    return replace(layout, blocks=tuple(narrow(block) for block in layout.blocks))
 
 
 def _role(tensor: torch.Tensor, is_parameter: bool, is_in_linear: bool) -> TensorRole:
@@ -239,13 +244,12 @@ def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, st
     return {name: renamed.get(name, name) for name in state}
 
 
-def modules_of_blocks(model: Any) -> dict[str, tuple[BlockKind, str]]:
-    """The modules that hold blocks by their names, with each block's kind and name."""
-    return dict(_BlockFinder(model).blocks)
+class BlockFinder:
+    """Says which block a tensor of the state dict belongs to.
 
-
-class _BlockFinder:
-    """Says which block a tensor of the state dict belongs to."""
+    Attributes:
+        blocks: Kind and name of each block by the name of the module that holds it.
+    """
 
     def __init__(self, model: Any) -> None:
         self.blocks: dict[str, tuple[BlockKind, str]] = {}
@@ -268,7 +272,7 @@ class _BlockFinder:
 
     def _add_transformer_blocks(self, model: Any) -> None:
         # What transformers never splits between devices is a block.
-        block_classes = set(model._no_split_modules or ())
+        block_classes = set(model._no_split_modules or ()) or _layer_classes(model)
         name_of = {id(module): name for name, module in model.named_modules()}
         in_encoder = set()
         if getattr(model.config, "is_encoder_decoder", False):
@@ -282,6 +286,19 @@ class _BlockFinder:
                     kind: BlockKind = "encoder" if id(block) in in_encoder else "decoder"
                     self.blocks[name_of[id(block)]] = (kind, f"{kind}-{counts[kind]:03d}")
                     counts[kind] += 1
+
+
+def _layer_classes(model: Any) -> set[str]:
+    """The classes of a model's layers, where transformers does not name them: BART's kin."""
+    lists = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and each]
+    nested = {id(inner) for each in lists for inner in each.modules()} - {
+        id(each) for each in lists
+    }
+    return {
+        type(each[0]).__name__
+        for each in lists
+        if id(each) not in nested and type(each[0]).__name__.endswith(("Layer", "Block"))
+    }
 
 
 def _names_of(model: Any, wanted: Any) -> list[str]:

@@ -110,8 +110,17 @@ def _below_temperature_scale(config: object) -> int | None:
     return min((int(each) for each in limits if each), default=None)
 
 
+def _scaled_positions(config: object) -> int | None:
+    """Positions as stated, times the factor that a dynamic rotary embedding stretches them by."""
+    limit = _POSITIONS(config)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if limit is not None and rope.get("rope_type") == "dynamic":
+        return int(limit * rope.get("factor", 1.0))
+    return limit
+
+
 _POSITIONS = _stated("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
-_CAUSAL = _causal(_POSITIONS)
+_CAUSAL = _causal(_scaled_positions)
 _MAMBA = _causal(_unlimited, kept_in_float=("dt_proj",))
 _ENCODER_DECODER = Family(is_encoder_decoder=True, positions=_stated("max_position_embeddings"))
 _T5 = Family(

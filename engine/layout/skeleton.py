@@ -20,6 +20,8 @@ from engine.int8.linear import OUTLIER_THRESHOLD
 from engine.layout.families import family_of
 from engine.quiet import quiet_libraries
 
+# Classes that multiply as torch.nn.Linear does, in another order of operations.
+_PLAIN_LINEARS = frozenset({"FalconLinear"})
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -34,35 +36,50 @@ def int8_settings(config: Any) -> BitsAndBytesConfig:
     )
 
 
-def int8_skeleton(config: Any, *, dtype: torch.dtype, linears_kept_in_float: bool) -> Any:
-    """Build a model on the meta device, its linears int8 with scales.
+def int8_skeleton(config: Any, *, dtype: torch.dtype) -> Any:
+    """Build a model on the meta device as transformers loads it in int8.
+
+    The linears that transformers keeps in fp32 (`_keep_in_fp32_modules`, T5's
+    `wo`) are floats; make_other_linears_int8 makes them int8 too.
 
     Args:
         config: A transformers configuration.
-        dtype: Of what is not int8.
-        linears_kept_in_float: Leave as floats the linears that transformers
-            keeps in fp32 (`_keep_in_fp32_modules`, T5's `wo`), as it does; else
-            they are int8 like the others.
+        dtype: Dtype of what is not int8.
     """
-    quantizer = AutoHfQuantizer.from_config(int8_settings(config), pre_quantized=False)
     with quiet_libraries(), _on_meta(dtype):
-        # Imported where it is kept quiet: it warns of kernels that nobody needs here.
-        from bitsandbytes.nn import Int8Params
-
         # A copy, into which the dtype is written; the caller's tells of its checkpoint.
         model = model_class_of(config)._from_config(deepcopy(config), dtype=dtype)
-        if not linears_kept_in_float:
-            model._keep_in_fp32_modules = set()
-        quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})
-        for _, linear in int8_linears(model):
-            # As after quantising: bitsandbytes then names the scales itself.
-            rows = linear.weight.shape[0]
-            linear.weight = Int8Params(
-                torch.empty(linear.weight.shape, dtype=torch.int8),
-                requires_grad=False,
-                SCB=torch.empty(rows, dtype=torch.float32),
-            )
+        _make_linears_int8(model, dtype)
     return model
+
+
+def make_other_linears_int8(model: Any, *, dtype: torch.dtype) -> None:
+    """Make int8 those linears of a skeleton that transformers does not.
+
+    It keeps some in fp32, and passes over what only derives from torch's Linear.
+    """
+    model._keep_in_fp32_modules = set()
+    for module in model.modules():
+        if type(module).__name__ in _PLAIN_LINEARS:
+            module.__class__ = torch.nn.Linear
+    with quiet_libraries(), _on_meta(dtype):
+        _make_linears_int8(model, dtype)
+
+
+def _make_linears_int8(model: Any, dtype: torch.dtype) -> None:
+    # Imported where it is kept quiet: it warns of kernels that nobody needs here.
+    from bitsandbytes.nn import Int8Params
+
+    quantizer = AutoHfQuantizer.from_config(int8_settings(model.config), pre_quantized=False)
+    quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})
+    for _, linear in int8_linears(model):
+        # As after quantising: bitsandbytes then names the scales itself.
+        rows = linear.weight.shape[0]
+        linear.weight = Int8Params(
+            torch.empty(linear.weight.shape, dtype=torch.int8),
+            requires_grad=False,
+            SCB=torch.empty(rows, dtype=torch.float32),
+        )
 
 
 def int8_linears(model: Any) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from transformers import GenerationConfig
 from engine.checkpoint.architecture import model_class_of
 from engine.int8.linear import ComputeMode, Float32Int8Linear, Int8Linear
 from engine.interface import ModelLoadError
-from engine.layout.blocks import TensorLayout
-from engine.layout.skeleton import HALF_DTYPES, default_dtype
-from engine.model.embeddings import NarrowEmbedding, NarrowHead
+from engine.layout.blocks import BlockFinder, ModelLayout, TensorLayout
+from engine.layout.skeleton import HALF_DTYPES, default_dtype, lookup_tables
+from engine.model.embeddings import HostEmbedding, NarrowEmbedding, NarrowHead
 from engine.quiet import quiet_libraries
-from engine.store.opened import StoredLayout
 
 # Views of one block's tensors, by their names in the store's files.
 Views = Mapping[str, torch.Tensor]
@@ -40,6 +39,39 @@ def empty_model(config: Any, *, dtype: torch.dtype) -> Any:
         return model_class_of(config)._from_config(config, dtype=dtype).eval()
 
 
+def require_model(model: Any, layout: ModelLayout) -> None:
+    """Refuse a layout that is not one of this model.
+
+    Args:
+        model: From empty_model.
+        layout: Layout of a store, whose manifest may be damaged or another's.
+
+    Raises:
+        ModelLoadError: A tensor or a block is missing, left over or another one.
+    """
+    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    int8 = {t.model_name.removesuffix("weight") for t in layout.tensors if t.quantised}
+    named = {t.model_name for t in layout.tensors if t.role != "format"} | layout.ties.keys()
+    wrong = sorted(named ^ (state.keys() | {f"{linear}SCB" for linear in int8}))
+    wrong += [
+        tensor.model_name
+        for tensor in layout.tensors
+        # A linear of transformers' Conv1D is transposed in the store.
+        if state.get(tensor.model_name, tensor.shape) not in (tensor.shape, tensor.shape[::-1])
+    ]
+    block_of, tables = BlockFinder(model), lookup_tables(model)
+    for block in layout.blocks:
+        names = [tensor.model_name for tensor in block.tensors]
+        wrong += [name for name in names if block_of(name) != (block.kind, block.name)]
+        if block.is_lookup and not tables.issuperset(names):
+            wrong.append(block.name)
+    if wrong:
+        raise ModelLoadError(
+            f"the store's manifest does not describe this model: it is wrong about {wrong[0]}; "
+            "remove the store's folder, and `tgp-jobs prepare` makes it again"
+        )
+
+
 class _EmptyOnMeta(TorchFunctionMode):
     """Lets torch.empty, which parameters begin with, take no memory.
 
@@ -57,34 +89,34 @@ class _EmptyOnMeta(TorchFunctionMode):
         return result
 
 
-def put_int8_linears(
-    model: Any, stored: StoredLayout, *, mode: ComputeMode, in_float32: Callable[[str], bool]
-) -> None:
+def put_int8_linears(model: Any, layout: ModelLayout, *, mode: ComputeMode) -> None:
     """Replace the linears that are int8 in the store.
 
     Args:
         model: From empty_model.
-        stored: Says which they are.
+        layout: Layout of the store, which says which they are.
         mode: How they multiply.
-        in_float32: Whether a tensor's linear has to multiply in float32.
     """
-    for tensor in stored.layout.tensors:
+    # What transformers keeps in float32, because its products overflow float16.
+    kept = set(model._keep_in_fp32_modules or ())
+    for tensor in layout.tensors:
         if tensor.quantised:
-            kind = Float32Int8Linear if in_float32(tensor.name) else Int8Linear
+            in_float32 = not kept.isdisjoint(tensor.model_name.split("."))
+            kind = Float32Int8Linear if in_float32 else Int8Linear
             out_features, in_features = tensor.shape
             name = tensor.model_name.rpartition(".")[0]
             model.set_submodule(name, kind(in_features, out_features, mode=mode))
 
 
-def put_narrow_tables(model: Any, stored: StoredLayout, *, dtype: torch.dtype) -> None:
-    """Replace the embeddings and the head that are narrower in the store than this dtype."""
-    for block in stored.layout.blocks:
-        if block.kind not in ("embedding", "head") or dtype in HALF_DTYPES:
+def put_narrow_tables(model: Any, layout: ModelLayout) -> None:
+    """Replace the embeddings and the head that are in half precision where all else is not."""
+    for block in layout.blocks:
+        if block.kind not in ("embedding", "head") or layout.dtype in HALF_DTYPES:
             continue
         for tensor in block.tensors:
             if tensor.dtype in HALF_DTYPES:
                 shared = tensor.model_name
-                aliases = [alias for alias, name in stored.ties.items() if name == shared]
+                aliases = [alias for alias, name in layout.ties.items() if name == shared]
                 for name in (shared, *aliases):
                     _put_narrow_table(model, name.rpartition(".")[0])
 
@@ -96,22 +128,10 @@ def _put_narrow_table(model: Any, name: str) -> None:
 
 
 def assign(model: Any, tensors: Iterable[TensorLayout], views: Views) -> None:
-    """Make a block's views the model's tensors; a block's format marks are left out.
-
-    Raises:
-        ModelLoadError: A tensor has another shape or dtype than the model's.
-    """
+    """Make a block's views the model's tensors; a block's format marks are left out."""
     for tensor in tensors:
-        if tensor.role == "format":
-            continue
-        view = views[tensor.name if tensor.name in views else tensor.model_name]
-        if tuple(view.shape) != tensor.shape or view.dtype != tensor.dtype:
-            raise ModelLoadError(
-                f"the store holds {tensor.name} as {view.dtype} {list(view.shape)}, and the model "
-                f"wants {tensor.dtype} {list(tensor.shape)}; remove the store's folder, and "
-                "`tgp-jobs prepare` makes it again"
-            )
-        set_tensor(model, tensor.model_name, view)
+        if tensor.role != "format":
+            set_tensor(model, tensor.model_name, views[tensor.name])
 
 
 def set_tensor(model: Any, name: str, tensor: torch.Tensor) -> None:
@@ -132,8 +152,10 @@ def finish_model(model: Any, ties: Mapping[str, str], device: torch.device, fold
     """
     for alias, name in ties.items():
         owner_name, _, leaf = name.rpartition(".")
-        shared = getattr(model.get_submodule(owner_name), leaf)
-        if not shared.is_meta:
+        owner = model.get_submodule(owner_name)
+        shared = getattr(owner, leaf)
+        # A matrix that stays on the host is no tensor that others could share.
+        if not isinstance(owner, HostEmbedding) and not shared.is_meta:
             set_tensor(model, alias, shared.data)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():

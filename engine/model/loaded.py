@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from engine.layout.blocks import ModelLayout
+from engine.weights.loader import LoadedBlock
 from engine.weights.passes import ResidentPasses, WeightPasses
+from engine.weights.stream import Slot
 
 
 @dataclass(kw_only=True)
@@ -17,8 +19,16 @@ class Int8Model:
     """A model in evaluation mode, its tokenizer, and how its forward passes are run.
 
     Attributes:
-        layout: Its tensors, where it was loaded by them.
-        free: Ends what it holds besides memory, such as threads.
+        model: A transformers model.
+        tokenizer: The tokenizer of its checkpoint.
+        device: The device that computes.
+        passes: Runs forward passes.
+        layout: The tensors of its store; None for a model that transformers loaded.
+        blocks: Each block of the store in its tier; empty for a model that
+            transformers loaded.
+        slots: Device memory that streamed blocks pass through; none if all are
+            resident.
+        free: Ends threads and gives back pinned memory; the rest goes with the model.
     """
 
     model: Any
@@ -26,6 +36,8 @@ class Int8Model:
     device: torch.device
     passes: WeightPasses = field(default_factory=ResidentPasses)
     layout: ModelLayout | None = None
+    blocks: Mapping[str, LoadedBlock] = field(default_factory=dict)
+    slots: tuple[Slot, ...] = ()
     free: Callable[[], None] = lambda: None
 
     @property

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from engine.int8.linear import ComputeMode
 from engine.interface import LoadProgress
-from engine.layout.blocks import BlockLayout, ModelLayout, modules_of_blocks
+from engine.layout.blocks import BlockFinder, BlockLayout, ModelLayout
 from engine.model.build import (
     assign,
     empty_model,
     finish_model,
     put_int8_linears,
     put_narrow_tables,
+    require_model,
     set_tensor,
 )
 from engine.model.embeddings import HostEmbedding, ReadLines, lines_in_ram, lines_on_disk
@@ -25,9 +25,8 @@ from engine.model.loaded import Int8Model
 from engine.plan.on_this_machine import DEFAULT_DISK_READERS
 from engine.plan.plan import Tier
 from engine.plan.residency import SLOTS, STAGING_BUFFERS
-from engine.store.contents import ENGINE_ONLY
 from engine.store.header import TensorPlace
-from engine.store.opened import OpenedStore
+from engine.store.prepare import Int8Store
 from engine.store.read import Segment
 from engine.weights.buffers import host_buffer
 from engine.weights.disk_reader import DiskReader
@@ -37,59 +36,26 @@ from engine.weights.passes import ResidentPasses, StreamedPasses, WeightPasses
 from engine.weights.stream import Slot, Transport, WeightStream
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlacedModel:
-    """A model on its tiers.
-
-    Attributes:
-        model: A transformers model in evaluation mode.
-        layout: Its blocks and tensors.
-        loaded: The blocks, where they are.
-        slots: What streamed blocks pass through; none if all are resident.
-        staging: Pinned buffers for disk reads on their way to a GPU.
-        passes: Runs its forward passes.
-    """
-
-    model: Any
-    layout: ModelLayout
-    loaded: LoadedStore
-    slots: tuple[Slot, ...]
-    staging: tuple[torch.Tensor, ...]
-    passes: WeightPasses
-    _cleanup: ExitStack
-
-    def with_tokenizer(self, tokenizer: Any, device: torch.device) -> Int8Model:
-        """What an engine is made of; freeing it closes this."""
-        return Int8Model(
-            model=self.model,
-            tokenizer=tokenizer,
-            device=device,
-            passes=self.passes,
-            layout=self.layout,
-            free=self.close,
-        )
-
-    def close(self) -> None:
-        """End threads and give back pinned memory; the rest goes with the model."""
-        self._cleanup.close()
-
-
 def place_model(
-    opened: OpenedStore,
+    store: Int8Store,
     placement: Mapping[str, Tier],
+    device: torch.device,
     *,
+    tokenizer: Any,
     mode: ComputeMode,
     on_progress: Callable[[LoadProgress], None],
     should_stop: Callable[[], bool],
     slot_count: int = SLOTS,
     disk_readers: int = DEFAULT_DISK_READERS,
-) -> PlacedModel:
+) -> Int8Model:
     """Load every block to its tier and build the model around them.
 
     Args:
-        opened: The store.
+        store: The model's store.
         placement: For each block, in the order of execution. What both phases use
             and what stands around the blocks has to be resident.
+        device: The device that computes.
+        tokenizer: The model's tokenizer.
         mode: How int8 linears multiply.
         on_progress: See load_store.
         should_stop: See load_store.
@@ -100,43 +66,27 @@ def place_model(
         ModelLoadError: The store is damaged, or there is not enough memory.
         LoadInterruptedError: should_stop() turned true; everything is freed.
     """
-    model = empty_model(opened.config, dtype=opened.dtype)
+    model = empty_model(store.config, dtype=store.layout.dtype)
+    require_model(model, store.layout)
     with ExitStack() as cleanup:
         loaded = cleanup.enter_context(
-            load_store(
-                opened.store,
-                placement,
-                opened.device,
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
+            load_store(store, placement, device, on_progress=on_progress, should_stop=should_stop)
         )
-        in_float32 = _engine_only_names(loaded)
-        put_int8_linears(model, opened.stored, mode=mode, in_float32=in_float32.__contains__)
-        put_narrow_tables(model, opened.stored, dtype=opened.dtype)
-        builder = _Builder(model, opened, loaded, cleanup)
-        slots, staging, passes = builder.build(slot_count, disk_readers)
-        finish_model(model, opened.stored.ties, opened.device, opened.store.folder)
-        return PlacedModel(
+        put_int8_linears(model, store.layout, mode=mode)
+        put_narrow_tables(model, store.layout)
+        builder = _Builder(model, store.layout, device, loaded, cleanup)
+        slots, passes = builder.build(slot_count, disk_readers)
+        finish_model(model, store.layout.ties, device, store.folder)
+        return Int8Model(
             model=model,
-            layout=opened.stored.layout,
-            loaded=loaded,
-            slots=slots,
-            staging=staging,
+            tokenizer=tokenizer,
+            device=device,
             passes=passes,
-            _cleanup=cleanup.pop_all(),
+            layout=store.layout,
+            blocks=loaded.blocks,
+            slots=slots,
+            free=cleanup.pop_all().close,
         )
-
-
-def _engine_only_names(loaded: LoadedStore) -> set[str]:
-    """Linears that the store holds as int8 beside a float copy for transformers."""
-    return {
-        place.name
-        for block in loaded.blocks.values()
-        for segment in block.stored.segments
-        if segment.path.name.endswith(f".{ENGINE_ONLY}.safetensors")
-        for place in segment.places
-    }
 
 
 class _Builder:
@@ -145,21 +95,20 @@ class _Builder:
     def __init__(
         self,
         model: Any,
-        opened: OpenedStore,
+        layout: ModelLayout,
+        device: torch.device,
         loaded: LoadedStore,
         cleanup: ExitStack,
     ) -> None:
-        self._model, self._stored, self._loaded = model, opened.stored, loaded
-        self._device, self._dtype, self._cleanup = opened.device, opened.dtype, cleanup
-        # Of a block that passes through a slot, the module to fetch it for.
-        self._modules = {block: name for name, (_, block) in modules_of_blocks(model).items()}
+        self._model, self._layout, self._loaded = model, layout, loaded
+        self._device, self._cleanup = device, cleanup
+        # The module that a block which passes through a slot is fetched for.
+        self._modules = {block: name for name, (_, block) in BlockFinder(model).blocks.items()}
 
-    def build(
-        self, slot_count: int, disk_readers: int
-    ) -> tuple[tuple[Slot, ...], tuple[torch.Tensor, ...], WeightPasses]:
-        """Assign every tensor; the slots, staging buffers and passes this needs."""
+    def build(self, slot_count: int, disk_readers: int) -> tuple[tuple[Slot, ...], WeightPasses]:
+        """Assign every tensor; the slots and passes this needs."""
         phases: dict[str, list[BlockLayout]] = {"encoder": [], "decoder": []}
-        for block in self._stored.layout.blocks:
+        for block in self._layout.blocks:
             placed = self._loaded.blocks[block.name]
             if placed.tier == "resident":
                 assign(self._model, block.tensors, placed.tensors)
@@ -172,22 +121,22 @@ class _Builder:
         phases["decoder"] += self._tied_heads()
         streams = [blocks for blocks in phases.values() if blocks]
         if not streams:
-            return (), (), ResidentPasses()
+            return (), ResidentPasses()
         return self._stream(streams, slot_count, disk_readers)
 
     def _tied_heads(self) -> list[BlockLayout]:
         """The embedding, if it is streamed to be the head: the last thing in a pass."""
         return [
             block
-            for block in self._stored.layout.blocks
+            for block in self._layout.blocks
             if block.kind == "embedding"
             and self._loaded.blocks[block.name].tier != "resident"
-            and set(self._stored.ties.values()) & {t.model_name for t in block.tensors}
+            and set(self._layout.ties.values()) & {t.model_name for t in block.tensors}
         ]
 
     def _stream(
         self, streams: Sequence[Sequence[BlockLayout]], slot_count: int, disk_readers: int
-    ) -> tuple[tuple[Slot, ...], tuple[torch.Tensor, ...], WeightPasses]:
+    ) -> tuple[tuple[Slot, ...], WeightPasses]:
         slots = self._slots(streams, slot_count)
         staging = self._staging([block for blocks in streams for block in blocks])
         transport = self._transport(disk_readers, staging)
@@ -199,7 +148,7 @@ class _Builder:
                 views = placed[position].stored.views(stream.slot_of(position).flat)
                 self._assign_streamed(block, views)
                 passes.add_stop(self._stop_module(block), stream, position)
-        return slots, staging, passes
+        return slots, passes
 
     def _slots(self, streams: Sequence[Sequence[BlockLayout]], count: int) -> tuple[Slot, ...]:
         """No more of them than blocks, and none larger than the largest block it is for."""
@@ -243,7 +192,7 @@ class _Builder:
             assign(self._model, block.tensors, views)
             return
         for tensor in block.tensors:
-            for alias, name in self._stored.ties.items():
+            for alias, name in self._layout.ties.items():
                 if name == tensor.model_name:
                     set_tensor(self._model, alias, views[tensor.name])
 
@@ -259,7 +208,7 @@ class _Builder:
         for tensor in block.tensors:
             lines, width = tensor.shape
             module = HostEmbedding(
-                lines, width, self._dtype, self._device, _line_reader(placed, tensor.name)
+                lines, width, self._layout.dtype, self._device, _line_reader(placed, tensor.name)
             )
             self._model.set_submodule(tensor.model_name.rpartition(".")[0], module)
 

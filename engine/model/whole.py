@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from engine.checkpoint.architecture import TEXT_HALF_KEYS
-from engine.checkpoint.folder import Checkpoint, load_tokenizer
+from engine.checkpoint.folder import Checkpoint
 from engine.device import plain_dtype
 from engine.int8.linear import ComputeMode, Int8Linear
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
@@ -35,14 +35,13 @@ def load_int8(
     """Read, quantise and place every weight; a store that is int8 already is taken as it is.
 
     Raises:
-        ModelLoadError: The weights or the tokenizer cannot be read, or do not fit.
+        ModelLoadError: The weights cannot be read, or do not fit.
         LoadInterruptedError: should_stop() turned true between two tensors.
     """
     with quiet_libraries(), _weights_progress(on_progress, should_stop):
-        tokenizer = load_tokenizer(checkpoint)
         model = _load_model(checkpoint, device)
         _take_over_linears(model, mode)
-    return Int8Model(model=model.eval(), tokenizer=tokenizer, device=device)
+    return Int8Model(model=model.eval(), tokenizer=checkpoint.tokenizer, device=device)
 
 
 def _load_model(checkpoint: Checkpoint, device: torch.device) -> Any:

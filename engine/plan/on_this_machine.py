@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from engine.cache.format import CacheDtype
 from engine.int8.linear import ComputeMode
 from engine.interface import ModelLoadError
@@ -21,7 +23,7 @@ from engine.plan.machine import has_gpu, machine_budgets
 from engine.plan.plan import Budgets, CannotRunError, Plan
 from engine.plan.rates import CPU, T4, Throughputs
 from engine.plan.search import make_plan
-from engine.store.opened import OpenedStore
+from engine.store.prepare import Int8Store
 
 # Threads that read from disk.
 DEFAULT_DISK_READERS = 2
@@ -63,25 +65,25 @@ class PlacementOptions:
     workload: Workload = DEFAULT_WORKLOAD
 
 
-def plan_on_this_machine(opened: OpenedStore, options: PlacementOptions) -> Plan:
+def plan_on_this_machine(store: Int8Store, options: PlacementOptions, device: torch.device) -> Plan:
     """Plan a store for this machine.
 
     Raises:
         ModelLoadError: It cannot run within the budgets; the message names the
             smallest that would do.
     """
-    on_gpu = opened.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     model = demands_of_layout(
-        opened.config,
-        opened.alias,
-        opened.stored.layout,
+        store.config,
+        store.alias,
+        store.layout,
         on_gpu=on_gpu,
         kv_cache=options.kv_cache,
-        store_bytes=opened.store.bytes,
+        store_bytes=store.bytes,
     )
-    stores = opened.store.folder.parent
+    stores = store.folder.parent
     try:
-        return plan_demands(model, stores, options, on_gpu=on_gpu, stored_bytes=opened.store.bytes)
+        return plan_demands(model, stores, options, on_gpu=on_gpu, stored_bytes=store.bytes)
     except CannotRunError as error:
         raise ModelLoadError(
             f"{error}; free memory that other programs hold, raise the budgets, or choose a "

@@ -20,15 +20,13 @@ def damaged_files(folder: Path) -> list[str]:
 
     A folder without a manifest is no copy of ours, and has none.
     """
+    from engine.store.manifest import damaged_files as damaged_files_of
     from engine.store.manifest import read_manifest
-    from engine.store.prepare import Int8Store
-    from engine.store.prepare import damaged_files as damaged_files_of
 
     manifest = read_manifest(folder)
     if manifest is None:
         return []
-    store = Int8Store(folder=folder, manifest=manifest, was_there=True)
-    return damaged_files_of(store, on_progress=lambda _: None, should_stop=lambda: False)
+    return damaged_files_of(folder, manifest, on_progress=lambda _: None, should_stop=lambda: False)
 
 
 def set_back(folder: Path, damaged: Sequence[str]) -> None:

@@ -22,7 +22,12 @@ from engine.layout.blocks import (
     layout_of_skeleton,
     with_narrow_tables,
 )
-from engine.layout.skeleton import int8_linears, int8_skeleton, stated_dtype
+from engine.layout.skeleton import (
+    int8_linears,
+    int8_skeleton,
+    make_other_linears_int8,
+    stated_dtype,
+)
 
 # Ends of the names of files that only one of the two readers takes.
 ENGINE_ONLY = "engine"
@@ -56,13 +61,15 @@ class StoreContents:
     """What to write and where it comes from.
 
     Attributes:
-        files: In execution order.
-        load_dtype: What transformers would load the checkpoint in.
+        files: Files in execution order.
+        layout: The tensors that the engine reads from them.
+        load_dtype: Dtype that transformers would load the checkpoint in.
         source_names: The checkpoint's tensor for each name in the state dict.
         transposed: Names of weights that the checkpoint has as [in, out].
     """
 
     files: tuple[StoreFile, ...]
+    layout: ModelLayout
     load_dtype: torch.dtype
     source_names: Mapping[str, str]
     transposed: frozenset[str]
@@ -72,15 +79,12 @@ class StoreContents:
         return sum(file.bytes for file in self.files)
 
 
-def contents_of(
-    checkpoint: Checkpoint, tensors: CheckpointTensors, *, dtype: torch.dtype | None = None
-) -> StoreContents:
+def contents_of(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> StoreContents:
     """Plan a store; nothing but headers is read, and tied weights to compare them.
 
     Args:
-        checkpoint: What to make it of.
-        tensors: The checkpoint's.
-        dtype: Of what is not int8; None for the checkpoint's own as
+        checkpoint: The checkpoint that the store is made of.
+        dtype: Dtype of what is not int8; None for the checkpoint's own as
             dtype="auto", the default of plain transformers, finds it.
 
     Raises:
@@ -88,32 +92,31 @@ def contents_of(
         StoreUnsupportedError: Its tensors have to be merged or split, or to be
             computed because the checkpoint has them not.
     """
+    tensors = checkpoint.tensors
     load_dtype = dtype or stated_dtype(checkpoint.config) or tensors.first_float_dtype()
-    plain = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=True)
-    engine = int8_skeleton(checkpoint.config, dtype=load_dtype, linears_kept_in_float=False)
-    sources = _renamed(plain, tensors.names(), in_text_half=checkpoint.is_text_half)
-    # Saving reverts the renamings that loading used.
-    engine._weight_conversions = plain._weight_conversions
-    aliases = _settle_tied(plain, sources, tensors)
-    plain_layout, engine_layout = (
-        layout_of_skeleton(model, dtype=load_dtype, left_out=aliases) for model in (plain, engine)
-    )
+    model = int8_skeleton(checkpoint.config, dtype=load_dtype)
+    sources = _renamed(model, tensors.names(), in_text_half=checkpoint.is_text_half)
+    aliases = _settle_tied(model, sources, tensors)
+    plain_layout = layout_of_skeleton(model, dtype=load_dtype, aliases=aliases)
+    make_other_linears_int8(model, dtype=load_dtype)
+    layout = layout_of_skeleton(model, dtype=load_dtype, aliases=aliases)
 
     def own_dtype(tensor: TensorLayout) -> torch.dtype | None:
         source = sources.get(tensor.model_name)
         return None if source is None else tensors.tensor(source).dtype
 
-    engine_layout = with_narrow_tables(engine_layout, engine, own_dtype)
+    layout = with_narrow_tables(layout, model, own_dtype)
     transposed = frozenset(
-        f"{name}.weight" for name, linear in int8_linears(engine) if linear.source_cls is Conv1D
+        f"{name}.weight" for name, linear in int8_linears(model) if linear.source_cls is Conv1D
     )
     plan = StoreContents(
-        files=_files(plain_layout, engine_layout),
+        files=_files(plain_layout, layout),
+        layout=layout,
         load_dtype=load_dtype,
         source_names=sources,
         transposed=transposed,
     )
-    _refuse_incomplete(checkpoint, plan, tensors, set(plain._keys_to_ignore_on_load_missing or ()))
+    _refuse_incomplete(checkpoint, plan, set(model._keys_to_ignore_on_load_missing or ()))
     return plan
 
 
@@ -206,15 +209,15 @@ def aligned(tensors: Iterable[TensorLayout]) -> tuple[TensorLayout, ...]:
     return tuple(sorted(tensors, key=order))
 
 
-def _refuse_incomplete(
-    checkpoint: Checkpoint, plan: StoreContents, tensors: CheckpointTensors, computed: Set[str]
-) -> None:
+def _refuse_incomplete(checkpoint: Checkpoint, plan: StoreContents, computed: Set[str]) -> None:
     weights = [t for file in plan.files for t in file.tensors if t.role in ("int8", "plain")]
     missing = [t.name for t in weights if t.model_name not in plan.source_names]
     if missing and computed >= set(missing):
         raise StoreUnsupportedError(f"transformers computes {missing[0]} when it loads a model")
     misshapen = [
-        t.name for t in weights if t.model_name in plan.source_names and not _fits(t, plan, tensors)
+        t.name
+        for t in weights
+        if t.model_name in plan.source_names and not _fits(t, plan, checkpoint.tensors)
     ]
     for what, names in (("lacks", missing), ("has another shape for", misshapen)):
         if names:

@@ -15,12 +15,14 @@ import torch
 
 from engine.layout.blocks import TensorLayout
 
+SUFFIX = ".safetensors"
+
+
 # The tensors' data starts on a page, for reads that go around the page cache.
 DATA_ALIGNMENT_BYTES = 4096
 
 
-# https://github.com/huggingface/safetensors#format
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -40,7 +42,7 @@ def safetensors_header(tensors: tuple[TensorLayout, ...]) -> bytes:
     offset = 0
     for tensor in tensors:
         entries[tensor.name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.bytes],
         }
@@ -54,7 +56,7 @@ def safetensors_header(tensors: tuple[TensorLayout, ...]) -> bytes:
 _MOST_BYTES = 2**60
 
 
-_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +73,20 @@ class TensorPlace:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def _places(header: Mapping[str, Any]) -> Iterator[TensorPlace]:
+def places_in(header: Mapping[str, Any]) -> Iterator[TensorPlace]:
+    """Yield the place of each tensor that a file's header names.
+
+    Raises:
+        ValueError, KeyError, TypeError or AttributeError: It is no such header.
+    """
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        start, end = _whole_numbers(entry["data_offsets"])
+        start, end = whole_numbers(entry["data_offsets"])
         place = TensorPlace(
             name=name,
-            dtype=_DTYPES[entry["dtype"]],
-            shape=_whole_numbers(entry["shape"]),
+            dtype=DTYPES[entry["dtype"]],
+            shape=whole_numbers(entry["shape"]),
             offset=start,
         )
         if start + place.bytes != end:
@@ -89,8 +96,8 @@ def _places(header: Mapping[str, Any]) -> Iterator[TensorPlace]:
         yield place
 
 
-def _whole_numbers(values: Any) -> tuple[int, ...]:
-    """Sizes as JSON should have them.
+def whole_numbers(values: Any) -> tuple[int, ...]:
+    """Check sizes that were read from JSON, such as a shape.
 
     Raises:
         ValueError: One is negative, or no whole number that a file could have.
@@ -102,7 +109,7 @@ def _whole_numbers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _follow_one_another(places: tuple[TensorPlace, ...]) -> bool:
+def follow_one_another(places: tuple[TensorPlace, ...]) -> bool:
     """Whether the tensors fill their part of the file, without a gap and without sharing."""
     end = 0
     for place in sorted(places, key=lambda place: (place.offset, place.bytes)):

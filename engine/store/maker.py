@@ -75,6 +75,8 @@ class StoreMaker:
             write_manifest(self._folder, self._manifest)
         for name, data in companion_files(checkpoint, self._plan).items():
             self._manifest = self._manifest.adding(name, write_durably(self._folder / name, data))
+        # Only now: it is long, and what is half made is not read by it.
+        self._manifest = replace(self._manifest, layout=self._plan.layout)
         write_manifest(self._folder, self._manifest)
         return self._manifest
 

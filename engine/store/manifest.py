@@ -1,11 +1,11 @@
-"""tgp_store.json: what made a store, and a checksum for each of its files."""
+"""tgp_store.json: what made a store, its model's layout, and a checksum for each file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,13 @@ from typing import Any
 import torch
 
 from engine.checkpoint.folder import Checkpoint
-from engine.interface import ModelSource
+from engine.interface import LoadInterruptedError, LoadProgress, ModelSource
+from engine.layout.blocks import ModelLayout
 from engine.layout.skeleton import int8_settings
+from engine.store.checksum import sha256_of
+from engine.store.contents import ENGINE_ONLY
+from engine.store.header import SUFFIX
+from engine.store.layout_document import document_of, layout_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +27,9 @@ class WrittenFile:
     """A finished file.
 
     Attributes:
-        bytes: Its length.
-        sha256: Of all of it.
-        word_sum: Of its tensors' data; None for a file of another kind.
+        bytes: Length of the file.
+        sha256: SHA-256 of the whole file, in hexadecimal.
+        word_sum: Sum of the tensors' data; None for a file without tensors.
     """
 
     bytes: int
@@ -35,8 +40,8 @@ class WrittenFile:
 MANIFEST = "tgp_store.json"
 
 
-# Of the folder's layout; a store of another one is made again. 2: sums of words.
-FORMAT_VERSION = 2
+# A store of another version is made again. 2: sums of words. 3: the model's layout.
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +67,9 @@ class StoreOrigin:
 
     @property
     def digest(self) -> str:
-        """Short and stable: of the place and the settings, not of what is there now."""
-        stable = {**asdict(self), "commit": None, "fingerprint": ""}
+        """A short digest of the place and the settings, not of what is there now."""
+        # 2, as when folders got their names, so that a new version takes the old one's place.
+        stable = {**asdict(self), "commit": None, "fingerprint": "", "format_version": 2}
         return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -72,8 +78,9 @@ class StoreManifest:
     """The finished files of a store that is complete or still being made.
 
     Attributes:
-        origin: What made it.
-        total_bytes: Of the tensors, when it is complete.
+        origin: What the store was made of, and how.
+        total_bytes: Bytes of the tensors, when it is complete.
+        layout: The tensors that the engine reads; None until the store is complete.
         files: Length and checksum by name, each on disk before it is listed.
         made_with: Versions and device, for people; a GPU and a CPU may round a
             weight differently.
@@ -81,6 +88,7 @@ class StoreManifest:
 
     origin: StoreOrigin
     total_bytes: int
+    layout: ModelLayout | None = None
     files: Mapping[str, WrittenFile] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,14 +108,68 @@ def read_manifest(folder: Path) -> StoreManifest | None:
     """The manifest of a folder, or None where there is none that can be used."""
     try:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return StoreManifest(
+        layout = document.get("layout")
+        manifest = StoreManifest(
             origin=StoreOrigin(**document["origin"]),
             total_bytes=_length(document["total_bytes"]),
+            layout=None if layout is None else layout_from(layout),
             files={_name(name): _file(**file) for name, file in document["files"].items()},
             made_with=document["made_with"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    return manifest if _agrees_with_layout(manifest) else None
+
+
+def _agrees_with_layout(manifest: StoreManifest) -> bool:
+    """Whether the files and the dtype asked for are those of the layout, if there is one."""
+    if manifest.layout is None:
+        return True
+    blocks = {block.name for block in manifest.layout.blocks}
+    dtypes = ("auto", str(manifest.layout.dtype).removeprefix("torch."))
+    return blocks == block_names(manifest) and manifest.origin.dtype in dtypes
+
+
+def block_names(manifest: StoreManifest) -> set[str]:
+    """The blocks whose files the engine reads."""
+    stems = {name.removesuffix(SUFFIX) for name in manifest.files if name.endswith(SUFFIX)}
+    return {stem.removesuffix(f".{ENGINE_ONLY}") for stem in stems if _is_for_engine(stem)}
+
+
+def _is_for_engine(stem: str) -> bool:
+    """Whether a file is not one that only plain transformers reads."""
+    return stem.rpartition(".")[2] == ENGINE_ONLY or "." not in stem
+
+
+def damaged_files(
+    folder: Path,
+    manifest: StoreManifest,
+    *,
+    on_progress: Callable[[LoadProgress], None],
+    should_stop: Callable[[], bool],
+) -> list[str]:
+    """Read every file of a store and name those that are not as they were written.
+
+    Raises:
+        LoadInterruptedError: should_stop() turned true on the way.
+    """
+    done, total, faults = 0, sum(file.bytes for file in manifest.files.values()), []
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(LoadProgress(stage="verify", done=done, total=total, unit="bytes"))
+        if should_stop():
+            raise LoadInterruptedError
+
+    for name, file in sorted(manifest.files.items()):
+        try:
+            is_intact = sha256_of(folder / name, on_bytes=on_bytes) == file.sha256
+        except OSError:
+            is_intact = False
+        if not is_intact:
+            faults.append(name)
+    return faults
 
 
 def _name(name: str) -> str:
@@ -133,7 +195,10 @@ def _length(value: object) -> int:
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     """Put a manifest in the place of the one before, so that a crash leaves one of them."""
-    write_durably(folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+    document = asdict(replace(manifest, layout=None))
+    if manifest.layout is not None:
+        document["layout"] = document_of(manifest.layout)
+    write_durably(folder / MANIFEST, json.dumps(document, indent=1).encode())
 
 
 def write_durably(path: Path, data: bytes) -> WrittenFile:

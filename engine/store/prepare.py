@@ -13,15 +13,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.checkpoint.folder import Checkpoint, open_checkpoint
-from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
+from engine.checkpoint.tensors import StoreUnsupportedError
 from engine.device import DeviceChoice, choose_device, plain_dtype
-from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError, ModelSource
+from engine.interface import LoadProgress, ModelLoadError, ModelSource
+from engine.layout.blocks import ModelLayout
 from engine.layout.support import require_supported
-from engine.store.checksum import sha256_of
 from engine.store.contents import contents_of
 from engine.store.lock import partial_folder, store_lock
 from engine.store.maker import StoreMaker
@@ -40,21 +41,27 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Store:
-    """A complete store.
+    """A complete store of a model.
 
     Attributes:
-        folder: Where it is.
-        manifest: What it says of itself.
+        alias: The model's alias, for messages.
+        config: The transformers configuration of its checkpoint.
+        folder: The folder that holds the files.
+        manifest: What the store says of itself.
+        layout: The tensors that the engine reads, from the manifest.
         was_there: Whether it was complete already.
     """
 
+    alias: str
+    config: Any
     folder: Path
     manifest: StoreManifest
+    layout: ModelLayout
     was_there: bool
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Bytes of all files on disk."""
         return sum(file.bytes for file in self.manifest.files.values())
 
 
@@ -114,7 +121,7 @@ def store_of_checkpoint(
         raise ModelLoadError(f"{checkpoint.folder} is quantised already; it is used as it is")
     origin = origin_of(source, checkpoint, dtype)
     folder = store_folder(stores, source, origin)
-    if store := find_store(folder, origin):
+    if store := find_store(folder, origin, source.alias, checkpoint.config):
         return store
     making = partial_folder(folder)
     try:
@@ -124,11 +131,11 @@ def store_of_checkpoint(
             on_wait=lambda: _report_waiting(making, on_progress),
             should_stop=should_stop,
         ):
-            if store := find_store(folder, origin):  # made by whom we waited for
+            # Made by the process that was waited for.
+            if store := find_store(folder, origin, source.alias, checkpoint.config):
                 return store
-            tensors = CheckpointTensors(checkpoint.weight_files)
-            plan = contents_of(checkpoint, tensors, dtype=dtype)
-            stream = TensorStream(plan=plan, tensors=tensors, device=device)
+            plan = contents_of(checkpoint, dtype=dtype)
+            stream = TensorStream(plan=plan, tensors=checkpoint.tensors, device=device)
             maker = StoreMaker(making, origin, plan, on_progress, should_stop)
             shutil.rmtree(folder, ignore_errors=True)  # of another origin, or not whole
             manifest = maker.make(checkpoint, stream)
@@ -136,7 +143,14 @@ def store_of_checkpoint(
             sync_folder(stores)
     except OSError as error:
         raise ModelLoadError(_not_written(making, error)) from error
-    return Int8Store(folder=folder, manifest=manifest, was_there=False)
+    return Int8Store(
+        alias=source.alias,
+        config=checkpoint.config,
+        folder=folder,
+        manifest=manifest,
+        layout=plan.layout,
+        was_there=False,
+    )
 
 
 def is_int8_store(checkpoint: Checkpoint) -> bool:
@@ -144,44 +158,21 @@ def is_int8_store(checkpoint: Checkpoint) -> bool:
     return getattr(checkpoint.config, "quantization_config", None) is not None
 
 
-def find_store(folder: Path, origin: StoreOrigin) -> Int8Store | None:
+def find_store(folder: Path, origin: StoreOrigin, alias: str, config: Any) -> Int8Store | None:
     """The complete store in a folder, if it has this origin and all its files."""
     manifest = read_manifest(folder)
-    if manifest is None or manifest.origin != origin:
+    if manifest is None or manifest.layout is None or manifest.origin != origin:
         return None
     if manifest.intact_files(folder) != set(manifest.files):
         return None
-    return Int8Store(folder=folder, manifest=manifest, was_there=True)
-
-
-def damaged_files(
-    store: Int8Store,
-    *,
-    on_progress: Callable[[LoadProgress], None],
-    should_stop: Callable[[], bool],
-) -> list[str]:
-    """Read every file of a store and name those that are not as they were written.
-
-    Raises:
-        LoadInterruptedError: should_stop() turned true on the way.
-    """
-    done, total, faults = 0, store.bytes, []
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        on_progress(LoadProgress(stage="verify", done=done, total=total, unit="bytes"))
-        if should_stop():
-            raise LoadInterruptedError
-
-    for name, file in sorted(store.manifest.files.items()):
-        try:
-            is_intact = sha256_of(store.folder / name, on_bytes=on_bytes) == file.sha256
-        except OSError:
-            is_intact = False
-        if not is_intact:
-            faults.append(name)
-    return faults
+    return Int8Store(
+        alias=alias,
+        config=config,
+        folder=folder,
+        manifest=manifest,
+        layout=manifest.layout,
+        was_there=True,
+    )
 
 
 def _report_waiting(making: Path, on_progress: Callable[[LoadProgress], None]) -> None:

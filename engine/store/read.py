@@ -13,13 +13,11 @@ from typing import BinaryIO
 import torch
 
 from engine.interface import ModelLoadError
+from engine.layout.blocks import BlockLayout
 from engine.store.checksum import total_of, word_sum
 from engine.store.contents import ENGINE_ONLY
-from engine.store.header import TensorPlace, _follow_one_another, _places
+from engine.store.header import SUFFIX, TensorPlace, follow_one_another, places_in
 from engine.store.manifest import StoreManifest, WrittenFile
-
-SUFFIX = ".safetensors"
-
 
 # Between the data of a block's two files in one buffer, so that a tensor of the
 # second is as well aligned there as on disk, for whatever kernel reads it.
@@ -131,10 +129,23 @@ class StoredBlock:
         return views
 
 
-def block_names(manifest: StoreManifest) -> set[str]:
-    """The blocks of a store that the engine reads."""
-    stems = {name.removesuffix(SUFFIX) for name in manifest.files if name.endswith(SUFFIX)}
-    return {stem.removesuffix(f".{ENGINE_ONLY}") for stem in stems if _is_for_engine(stem)}
+def require_layout(block: StoredBlock, layout: BlockLayout) -> None:
+    """Refuse a block whose files do not hold the tensors of its layout.
+
+    Raises:
+        ModelLoadError: A tensor is missing, left over, or of another shape or dtype.
+    """
+    found = {p.name: (p.shape, p.dtype) for segment in block.segments for p in segment.places}
+    wanted = {tensor.name: (tensor.shape, tensor.dtype) for tensor in layout.tensors}
+    differing = sorted(
+        name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)
+    )
+    if differing:
+        paths = " and ".join(segment.path.name for segment in block.segments)
+        raise ModelLoadError(
+            f"{paths} and the manifest beside it do not agree on {differing[0]}; remove the "
+            f"folder {block.segments[0].path.parent}, and `tgp-jobs prepare` makes it again"
+        )
 
 
 def open_block(folder: Path, name: str, manifest: StoreManifest, files: ExitStack) -> StoredBlock:
@@ -161,11 +172,6 @@ def open_block(folder: Path, name: str, manifest: StoreManifest, files: ExitStac
     return StoredBlock(name=name, segments=tuple(segments))
 
 
-def _is_for_engine(stem: str) -> bool:
-    """Whether a file is not one that only plain transformers reads."""
-    return stem.rpartition(".")[2] == ENGINE_ONLY or "." not in stem
-
-
 def _open_segment(path: Path, written: WrittenFile, offset: int, files: ExitStack) -> Segment:
     length = written.bytes
     try:
@@ -178,7 +184,7 @@ def _open_segment(path: Path, written: WrittenFile, offset: int, files: ExitStac
         data_start = 8 + header_bytes
         if data_start > length:
             raise ModelLoadError(_damaged(path, "its header is longer than the file"))
-        places = tuple(_places(json.loads(file.read(header_bytes))))
+        places = tuple(places_in(json.loads(file.read(header_bytes))))
     except OSError as error:
         raise ModelLoadError(_damaged(path, error.strerror or str(error))) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -186,7 +192,7 @@ def _open_segment(path: Path, written: WrittenFile, offset: int, files: ExitStac
             _damaged(path, f"its header is no safetensors header: {error}")
         ) from error
     data_bytes = sum(place.bytes for place in places)
-    if data_start + data_bytes != length or not _follow_one_another(places):
+    if data_start + data_bytes != length or not follow_one_another(places):
         raise ModelLoadError(_damaged(path, "its header and its length do not belong together"))
     return Segment(
         path=path,

@@ -16,7 +16,7 @@ import torch
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
 from engine.plan.plan import Tier
 from engine.store.prepare import Int8Store
-from engine.store.read import PIECE_BYTES, Segment, StoredBlock, block_names, open_block
+from engine.store.read import PIECE_BYTES, Segment, StoredBlock, open_block, require_layout
 from engine.weights.buffers import host_buffer
 
 # A second one keeps the disk busy while the first sums what it has read.
@@ -83,7 +83,7 @@ def load_store(
     on_progress: Callable[[LoadProgress], None],
     should_stop: Callable[[], bool],
 ) -> LoadedStore:
-    """Load every block of a store to its tier.
+    """Load every block of a store to its tier; each of its files is opened once.
 
     Args:
         store: Complete.
@@ -100,7 +100,7 @@ def load_store(
     _refuse_other_blocks(store, placement)
     cleanup = ExitStack()
     try:
-        stored = [open_block(store.folder, name, store.manifest, cleanup) for name in placement]
+        stored = [_open(store, name, cleanup) for name in placement]
         total = sum(block.bytes for block in stored if placement[block.name] != "disk")
         progress = _Progress(total, on_progress, should_stop)
         with ExitStack() as only_while_loading:
@@ -111,6 +111,13 @@ def load_store(
         cleanup.close()
         raise
     return LoadedStore(blocks=blocks, _cleanup=cleanup)
+
+
+def _open(store: Int8Store, name: str, cleanup: ExitStack) -> StoredBlock:
+    block = open_block(store.folder, name, store.manifest, cleanup)
+    (layout,) = (each for each in store.layout.blocks if each.name == name)
+    require_layout(block, layout)
+    return block
 
 
 def _load(block: StoredBlock, tier: Tier, reader: _Reader) -> LoadedBlock:
@@ -266,7 +273,7 @@ def _mapped(segment: Segment) -> torch.Tensor:
 
 
 def _refuse_other_blocks(store: Int8Store, placement: Mapping[str, Tier]) -> None:
-    differing = sorted(block_names(store.manifest) ^ set(placement))
+    differing = sorted({block.name for block in store.layout.blocks} ^ set(placement))
     if differing:
         raise ModelLoadError(
             f"the placement is not one of {store.folder}: {differing[0]} is only in one of them; "

@@ -99,6 +99,7 @@ def report_of(family: Family, scratch: Path) -> Report:
             raise
         reason = reason.partition("; docs/models.md")[0]
         return Report(family=family.name, resident="no", remark=f"refused: {reason}")
+    assert isinstance(engine, DecodeEngine)
     loaded = engine._loaded
     assert loaded is not None
     with closing(engine):
@@ -160,10 +161,10 @@ def _plain_tokens(loaded: Int8Model, store: Int8Store | None) -> list[list[int]]
 
 def _streamed_tokens(store: Int8Store) -> list[list[int]]:
     """The same from a model whose layers are read from disk in every pass."""
-    with ON_CPU.placed(store, "all-on-disk", mode="w8a16") as placed:
-        tokenizer = AutoTokenizer.from_pretrained(store.folder)
+    tokenizer = AutoTokenizer.from_pretrained(store.folder)
+    with ON_CPU.placed(store, "all-on-disk", mode="w8a16", tokenizer=tokenizer) as placed:
         engine = DecodeEngine(
-            placed.with_tokenizer(tokenizer, ON_CPU.device),
+            placed,
             description("streamed", context_tokens=None),
             limits=BatchLimits(rows=len(PROMPTS), encoded_rows=len(PROMPTS)),
         )
@@ -178,8 +179,9 @@ def _int8_percent(loaded: Int8Model) -> float:
     matrices = [
         each for each in loaded.model.parameters() if each.dim() > 1 and id(each) not in tables
     ]
-    int8 = sum(each.numel() for each in matrices if each.dtype == torch.int8)
-    return 100 * int8 / sum(each.numel() for each in matrices)
+    int8: int = sum(each.numel() for each in matrices if each.dtype == torch.int8)
+    whole: int = sum(each.numel() for each in matrices)
+    return 100.0 * int8 / whole
 
 
 def _is_table(module: torch.nn.Module) -> bool:

@@ -38,7 +38,9 @@ def run_one(seconds: str, name: str) -> None:
     import atheris
 
     # Branches are counted in what is imported here, and in these packages only.
-    with atheris.instrument_imports(include=["jobs", "worker", "tests.fuzz", "json", "tomllib"]):
+    with atheris.instrument_imports(
+        include=["engine", "jobs", "worker", "tests.fuzz", "json", "tomllib"]
+    ):
         from tests.fuzz.seeds import SEEDS, WORDS
         from tests.fuzz.targets import TARGETS
 

@@ -46,12 +46,57 @@ def store_file() -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(DATA_BYTES)
 
 
+def tensor(name: str, dtype: str, shape: list[int], role: str) -> dict[str, object]:
+    facts = {"name": name, "model_name": name, "dtype": dtype, "shape": shape, "role": role}
+    return facts | {"is_parameter": name.endswith("weight")}
+
+
+def linear(name: str) -> tuple[dict[str, object], ...]:
+    return (
+        tensor(f"{name}.weight", "I8", [4, 3], "int8"),
+        tensor(f"{name}.SCB", "F32", [4], "scales"),
+        tensor(f"{name}.weight_format", "U8", [], "format"),
+    )
+
+
+def block(name: str, kind: str, *tensors: dict[str, object]) -> dict[str, object]:
+    return {"name": name, "kind": kind, "is_lookup": kind == "embedding", "tensors": tensors}
+
+
+# The way to a place in a layout, and what to put there.
+LAYOUT_EDITS = (
+    b'["dtype", "I8"]',
+    b'["ties", "lm_head.weight", "shared.weight"]',
+    b'["ties", {}]',
+    b'["blocks", 1, "tensors", 0, "shape", [64, 64]]',
+    b'["blocks", 1, "tensors", 0, "shape", 0, 7]',
+    b'["blocks", 2, "tensors", 1, "model_name", "decoder.x.weight"]',
+    b'["blocks", 2, "tensors", 1, "model_name", ""]',
+    b'["blocks", 0, "is_lookup", 1]',
+    b'["blocks", 3, "is_lookup", true]',
+    b'["blocks", 3, "kind", "encoder"]',
+    b'["blocks", 1, "name", "decoder-009"]',
+    b'["blocks", 1, "tensors", 0, "role", "plain"]',
+    b'["blocks", 1, "tensors", 2, "role", "int8"]',
+    b'["blocks", 2, "tensors", []]',
+    b'["blocks", []]',
+)
+
+
 def manifest() -> bytes:
     origin = {"location": "x", "commit": None, "fingerprint": "f", "quantisation": {"a": 6.0}}
     file = {"bytes": 29, "sha256": "0" * 64}
     document = {
-        "origin": origin | {"dtype": "auto", "format_version": 2},
+        "origin": origin | {"dtype": "auto", "format_version": 3},
         "total_bytes": 29,
+        "layout": {
+            "blocks": [
+                block("embed", "embedding", tensor("e.weight", "F32", [2, 3], "plain")),
+                block("d-0", "decoder", *linear("d.0.wo")),
+            ],
+            "dtype": "F32",
+            "ties": {"head.weight": "e.weight"},
+        },
         "files": dict.fromkeys(
             ("config.json", "embed.safetensors", "d-0.engine.safetensors"), file
         ),
@@ -70,6 +115,7 @@ SEEDS: Mapping[str, Sequence[bytes]] = {
     "catalogue": (CATALOGUE,),
     "store_header": (store_file(), store_file()[8:-DATA_BYTES]),
     "store_manifest": (manifest(),),
+    "store_layout": (b"", *LAYOUT_EDITS, b"\n".join(LAYOUT_EDITS)),
     "message": (b"[[1], {}, {}]", b'[[], {"shard_id": 1}, {}]', b'[["1"], {}]'),
 }
 
@@ -82,4 +128,5 @@ WORDS = (
     *(b'"prompt"', b'"messages"', b'"role"', b'"content"', b'"body"', b'"stop"', b'"seed"'),
     *(b"TGP_", b"_URL=", b"redis://", b"sqlite:///", b"postgresql://", b"://", b"[models."),
     *(b'"dtype"', b'"shape"', b'"data_offsets"', b'"I8"', b'"__metadata__"', b'"files"'),
+    *(b'"layout"', b'"blocks"', b'"tensors"', b'"model_name"', b'"role"', b'"ties"', b'"kind"'),
 )

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from engine.interface import ModelLoadError
-from engine.store.manifest import MANIFEST, StoreManifest, StoreOrigin, WrittenFile, read_manifest
-from engine.store.read import StoredBlock, block_names, open_block
+from engine.model.place import place_model
+from engine.plan.on_this_machine import PlacementOptions, plan_on_this_machine
+from engine.store.layout_document import document_of, layout_from
+from engine.store.manifest import (
+    MANIFEST,
+    StoreManifest,
+    StoreOrigin,
+    WrittenFile,
+    block_names,
+    read_manifest,
+)
+from engine.store.prepare import Int8Store
+from engine.store.read import StoredBlock, open_block
 from tests.fuzz.seeds import DATA_BYTES
 from tests.fuzz.targets import scratch
-from tests.stores import read_block
+from tests.stores import CPU, ignore, never, prepare, read_block
+from tests.tiny_checkpoints import checkpoint_folder
 
 # A header may claim more of a file than a test should read.
 MOST_BLOCK_BYTES = 2**20
@@ -39,8 +57,56 @@ def manifest(content: bytes) -> None:
     for name in found.files:
         assert Path(name).name == name, "a file outside the store's folder"
     found.intact_files(folder)
+    if found.layout is not None:
+        written = json.loads(json.dumps(document_of(found.layout)))
+        assert layout_from(written) == found.layout
     assert found.origin.digest
     read_blocks(folder, found, sorted(block_names(found)))
+
+
+def layout(content: bytes) -> None:
+    """A real store whose layout is wrong in some places: made again, refused, or a model.
+
+    Each line of the content is the way to a place in the manifest's layout and
+    what to put there, as a list in JSON.
+    """
+    store = tiny_store()
+    document = json.loads(json.dumps(document_of(store.layout)))
+    for line in content.splitlines():
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
+            put(document, *json.loads(line))
+    text = json.loads((store.folder / MANIFEST).read_bytes()) | {"layout": document}
+    folder = scratch() / "layout"
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps(text))
+    found = read_manifest(folder)
+    if found is None or found.layout is None:
+        return
+    wrong = replace(store, manifest=found, layout=found.layout)
+    with suppress(ModelLoadError):
+        plan = plan_on_this_machine(wrong, PlacementOptions(cpu_bytes=2**28), CPU)
+        place_model(
+            wrong,
+            plan.placement,
+            CPU,
+            tokenizer=None,
+            mode="w8a16",
+            on_progress=ignore,
+            should_stop=never,
+        ).free()
+
+
+def put(place: Any, *way: Any) -> None:
+    *steps, last, value = way
+    for step in steps:
+        place = place[step]
+    place[last] = value
+
+
+@cache
+def tiny_store() -> Int8Store:
+    folder = checkpoint_folder("tiny-flan", scratch())
+    return prepare(folder, scratch() / "stores", dtype=torch.float32)
 
 
 def read_blocks(folder: Path, manifest: StoreManifest, names: list[str]) -> None:

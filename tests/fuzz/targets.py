@@ -129,6 +129,12 @@ def store_manifest(content: bytes) -> None:
     stores.manifest(content)
 
 
+def store_layout(content: bytes) -> None:
+    from tests.fuzz import stores
+
+    stores.layout(content)
+
+
 def message(content: bytes) -> None:
     """A message's body, [args, kwargs, embedded], as Celery's client protocol has it.
 
@@ -180,5 +186,6 @@ TARGETS: Mapping[str, Target] = {
     "catalogue": catalogue,
     "store_header": store_header,
     "store_manifest": store_manifest,
+    "store_layout": store_layout,
     "message": message,
 }

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from engine.decode.engine import DecodeEngine
 from engine.interface import GenerationRequest, SamplingParameters
 from engine.model.loaded import Int8Model
 from engine.model.place import place_model
 from engine.plan.limits import BatchLimits
-from engine.store.opened import open_store
 from tests.continuous_engines import TrickleFeed, by_key, description, said, windows
 from tests.oracle import Said
 from tests.placements import tiers_of
@@ -49,21 +49,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             store = prepare(
                 checkpoint_folder(alias, scratch), scratch / "stores" / alias, dtype=torch.float32
             )
-            config = AutoConfig.from_pretrained(store.folder)
-            source = open_store(store, alias, config, device=CPU, dtype=torch.float32)
-            tiers = tiers_of(source.stored.layout, placement)
-            for block in source.stored.layout.blocks:
+            tiers = tiers_of(store.layout, placement)
+            for block in store.layout.blocks:
                 if block.kind in ("rest", "embedding"):
                     tiers[block.name] = "resident"
-            placed = place_model(source, tiers, mode="w8a16", on_progress=ignore, should_stop=never)
-            ends.callback(placed.close)
-            return Int8Model(
-                model=placed.model,
+            placed = place_model(
+                store,
+                tiers,
+                CPU,
                 tokenizer=AutoTokenizer.from_pretrained(store.folder),
-                device=CPU,
-                passes=placed.passes,
-                layout=placed.layout,
+                mode="w8a16",
+                on_progress=ignore,
+                should_stop=never,
             )
+            ends.callback(placed.free)
+            # Without what ends it: each test closes an engine of its own around it.
+            return replace(placed, free=lambda: None)
 
         yield place_once
 

@@ -137,6 +137,76 @@ def test_no_tokenizer(folder: Path) -> None:
     assert "no tokenizer in" in refusal(folder)
 
 
+def test_a_tokenizer_that_cannot_be_loaded_is_told_before_a_store_is_begun(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+    message = message_of(
+        ModelSource(alias="mine", folder=folder), device="cpu", stores=tmp_path / "stores"
+    )
+
+    assert "the tokenizer in" in message
+    assert not (tmp_path / "stores").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "with bitsandbytes to 4 bits"),
+        ({"load_in_4bit": True}, "with bitsandbytes to 4 bits"),
+        ({"quant_method": "gptq", "bits": 4}, "with gptq"),
+        ({"quant_method": "awq", "bits": 4}, "with awq"),
+        ({"quant_method": "mxfp4"}, "with mxfp4"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "with compressed-tensors"),
+    ],
+)
+def test_a_checkpoint_quantised_by_others_is_refused_by_name(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    edit_config(folder, quantization_config=settings)
+
+    message = message_of(
+        ModelSource(alias="mine", folder=folder), device="cpu", stores=tmp_path / "stores"
+    )
+
+    assert said in message
+    assert "give the checkpoint that it was made of" in message
+    assert not (tmp_path / "stores").exists()
+
+
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "some/base", "r": 4}
+
+
+def test_a_folder_with_an_adapter_only_is_refused_with_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER))
+
+    message = refusal(tmp_path)
+
+    assert "a LORA adapter of some/base and not a whole model" in message
+    assert "merge it into that model" in message
+
+
+def test_an_adapter_beside_a_model_is_not_passed_over(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
+
+    assert "a LORA adapter of some/base beside a model" in refusal(folder)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_folder_with_a_gguf_file_only_is_refused_with_what_to_do(
+    folder: Path, has_config: bool
+) -> None:
+    (folder / "model.safetensors").rename(folder / "model-q4.gguf")
+    if not has_config:
+        (folder / "config.json").unlink()
+
+    message = refusal(folder)
+
+    assert "a GGUF file (model-q4.gguf)" in message
+    assert "give the model's original checkpoint" in message
+
+
 class Payload:
     """Unpickles by calling open(): what a hostile .bin would do."""
 

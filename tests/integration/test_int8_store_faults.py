@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
 from engine.store.lock import store_lock
-from engine.store.manifest import MANIFEST
-from engine.store.prepare import Int8Store, damaged_files
+from engine.store.manifest import MANIFEST, damaged_files
+from engine.store.prepare import Int8Store
 from tests.stores import ignore, never, prepare
 from tests.tiny_checkpoints import save_random_checkpoint
 
@@ -197,8 +197,12 @@ def test_a_store_that_is_there_is_not_made_again(checkpoint: Path, stores: Path)
     assert found.folder == made.folder
 
 
+def faults_of(store: Int8Store) -> list[str]:
+    return damaged_files(store.folder, store.manifest, on_progress=ignore, should_stop=never)
+
+
 def test_an_intact_store_has_no_damaged_files(undisturbed: Int8Store) -> None:
-    assert damaged_files(undisturbed, on_progress=ignore, should_stop=never) == []
+    assert faults_of(undisturbed) == []
 
 
 @pytest.mark.parametrize("name", ["decoder-001.safetensors", "config.json", "tokenizer.json"])
@@ -210,7 +214,7 @@ def test_a_flipped_bit_is_found_and_its_file_named(
     data[len(data) // 2] ^= 1
     (store.folder / name).write_bytes(data)
 
-    assert damaged_files(store, on_progress=ignore, should_stop=never) == [name]
+    assert faults_of(store) == [name]
 
 
 @pytest.mark.parametrize("fault", ["truncated", "missing"])
@@ -242,6 +246,22 @@ def test_a_store_of_a_checkpoint_that_changed_is_made_again(
     assert not after.was_there
     assert after.folder == before.folder
     assert complete_stores(stores) == [after.folder]
+
+
+def test_a_store_of_an_earlier_form_is_made_again_in_its_place(
+    checkpoint: Path, stores: Path, undisturbed: Int8Store
+) -> None:
+    before = prepare(checkpoint, stores)
+    document = json.loads((before.folder / MANIFEST).read_text())
+    del document["layout"]
+    document["origin"]["format_version"] = 2
+    (before.folder / MANIFEST).write_text(json.dumps(document))
+
+    after = prepare(checkpoint, stores)
+
+    assert not after.was_there
+    assert complete_stores(stores) == [before.folder]
+    assert contents(after.folder) == contents(undisturbed.folder)
 
 
 def test_an_interrupted_attempt_on_another_checkpoint_is_not_gone_on_with(

@@ -25,7 +25,7 @@ from engine.load import load_engine
 from engine.plan.from_layout import demands_of_config, demands_of_layout
 from engine.plan.plan import Tier
 from engine.quiet import quiet_libraries
-from engine.store.opened import OpenedStore
+from engine.store.prepare import Int8Store
 from tests.stores import ignore, never, prepare
 from tests.streamed_models import StreamedModels, at_tiers
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
@@ -49,8 +49,8 @@ OTHERS = {
 ON_CPU = StreamedModels(device=torch.device("cpu"), dtype=torch.float32)
 
 
-def tiers_of(source: OpenedStore, *, streamed: bool) -> dict[str, Tier]:
-    demands = demands_of_layout(source.config, "other", source.stored.layout, on_gpu=False)
+def tiers_of(store: Int8Store, *, streamed: bool) -> dict[str, Tier]:
+    demands = demands_of_layout(store.config, "other", store.layout, on_gpu=False)
     return {
         block.name: "disk" if streamed and not block.stays_resident else "resident"
         for block in demands.blocks
@@ -64,13 +64,12 @@ def test_logits_are_those_of_plain_transformers(name: str, streamed: bool, tmp_p
     AutoModelForCausalLM.from_config(OTHERS[name]).half().save_pretrained(tmp_path / "random")
     tiny_tokenizer().save_pretrained(tmp_path / "random")
     store = prepare(tmp_path / "random", tmp_path / "stores", dtype=torch.float32)
-    source = ON_CPU.opened(store)
-    tiers = tiers_of(source, streamed=streamed)
+    tiers = tiers_of(store, streamed=streamed)
     with quiet_libraries():
         plain = AutoModelForCausalLM.from_pretrained(store.folder).eval()
     inputs = inputs_of(rows=2, tokens=9)
 
-    with at_tiers(source, tiers) as placed, torch.inference_mode():
+    with at_tiers(store, tiers) as placed, torch.inference_mode():
         (ours,) = placed.passes.together([lambda: placed.model(**inputs).logits])
         theirs = plain(**inputs).logits
 

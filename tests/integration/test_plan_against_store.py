@@ -23,13 +23,12 @@ from engine.plan.on_this_machine import (
 from engine.plan.plan import Budgets, CannotRunError, Plan
 from engine.plan.rates import T4
 from engine.plan.search import make_plan
-from engine.store.opened import OpenedStore, open_store
 from engine.store.prepare import Int8Store, prepare_store
 from engine.weights.loader import load_store
 from jobs.catalogue import CatalogueModel
 from jobs.database import Database
 from jobs.settings import Settings
-from tests.tiny_checkpoints import ALIASES, checkpoint_folder
+from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
 from worker.log import get_logger
 from worker.models.engine_host import EngineHost
 from worker.models.plan_model import plan_model
@@ -98,18 +97,18 @@ def test_the_loader_takes_in_every_tier_what_was_planned(store: Int8Store, plan:
     )
 
 
-def test_the_slots_take_what_was_planned(store: Int8Store, plan: Plan, on_gpu: bool) -> None:
-    config = AutoConfig.from_pretrained(store.folder)
-    source = open_store(store, "tiny", config, device=torch.device("cpu"), dtype=DTYPES[on_gpu])
+def test_the_slots_take_what_was_planned(store: Int8Store, plan: Plan) -> None:
     model = place_model(
-        source,
+        store,
         plan.placement,
+        torch.device("cpu"),
+        tokenizer=tiny_tokenizer(),
         mode="w8a16",
         on_progress=lambda _progress: None,
         should_stop=lambda: False,
     )
     taken = [slot.flat.numel() for slot in model.slots]
-    model.close()
+    model.free()
     assert len(taken) == plan.slots > 0
     assert sum(taken) == pytest.approx(plan.memory.slot_bytes, rel=TOLERANCE)
 
@@ -138,8 +137,8 @@ def test_the_plan_that_is_shown_is_the_plan_that_a_worker_follows(
     # when a worker loads the model
     followed: list[Plan] = []
 
-    def noted(opened: OpenedStore, options: PlacementOptions) -> Plan:
-        followed.append(plan_on_this_machine(opened, options))
+    def noted(store: Int8Store, options: PlacementOptions, device: torch.device) -> Plan:
+        followed.append(plan_on_this_machine(store, options, device))
         return followed[-1]
 
     monkeypatch.setattr("engine.load.plan_on_this_machine", noted)

@@ -26,7 +26,6 @@ from engine.plan.limits import BatchLimits
 from engine.plan.plan import Budgets, CannotRunError
 from engine.plan.rates import CPU as CPU_RATES
 from engine.plan.search import make_plan
-from engine.store.opened import open_store
 from engine.store.prepare import Int8Store
 from tests.integration.engine_runs import ignore, never, request
 from tests.placements import tiers_of
@@ -124,14 +123,18 @@ def flan(tmp_path: Path) -> Int8Store:
 def test_an_encoder_is_streamed_once_for_all_prompts_and_a_decoder_that_fits_never(
     flan: Int8Store,
 ) -> None:
-    source = open_store(
-        flan, "flan", AutoConfig.from_pretrained(flan.folder), device=CPU, dtype=torch.float32
-    )
-    tiers = tiers_of(source.stored.layout, "all-resident")
-    encoder = [block for block in source.stored.layout.blocks if block.kind == "encoder"]
+    tiers = tiers_of(flan.layout, "all-resident")
+    encoder = [block for block in flan.layout.blocks if block.kind == "encoder"]
     tiers |= {block.name: "disk" for block in encoder}
-    placed = place_model(source, tiers, mode="w8a16", on_progress=ignore, should_stop=never)
-    loaded = placed.with_tokenizer(AutoTokenizer.from_pretrained(flan.folder), CPU)
+    loaded = place_model(
+        flan,
+        tiers,
+        CPU,
+        tokenizer=AutoTokenizer.from_pretrained(flan.folder),
+        mode="w8a16",
+        on_progress=ignore,
+        should_stop=never,
+    )
     description = ModelDescription(
         alias="flan",
         device="cpu",

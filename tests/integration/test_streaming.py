@@ -15,22 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from engine.int8.linear import ComputeMode
 from engine.interface import ModelLoadError
-from engine.model.place import PlacedModel, place_model
-from engine.store.opened import open_store
+from engine.model.loaded import Int8Model
 from engine.store.prepare import Int8Store
 from engine.store.read import Segment
 from tests.placements import PLACEMENTS
 from tests.plain_models import plain_model
-from tests.stores import CPU, ignore, never, prepare
+from tests.stores import CPU, prepare
 from tests.streamed_models import (
     PROMPTS,
     PlainTokens,
     StreamedModels,
-    placement_of,
     tokens_of,
 )
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
@@ -51,7 +49,7 @@ def plain(stores: dict[str, Int8Store]) -> PlainTokens:
 @contextmanager
 def placed(
     store: Int8Store, placement: str, *, mode: ComputeMode = "w8a16", **options: Any
-) -> Iterator[PlacedModel]:
+) -> Iterator[Int8Model]:
     with ON_CPU.placed(store, placement, mode=mode, **options) as model:
         yield model
 
@@ -87,7 +85,7 @@ def test_any_number_of_slots_gives_the_same_tokens(
     with placed(stores[alias], "all-on-disk", mode="llm_int8", slot_count=slot_count) as model:
         assert tokens_of(model, stores[alias]) == plain(alias, "llm_int8", PROMPTS)
         streamed = {
-            kind: sum(block.kind == kind for block in model.layout.blocks)
+            kind: sum(block.kind == kind for block in stores[alias].layout.blocks)
             for kind in ("encoder", "decoder")
         }
         # The head passes through a slot as well, tied or not.
@@ -112,8 +110,8 @@ def test_a_slow_and_jittery_disk_changes_nothing_but_the_time(
         assert model.passes.totals.link_wait_seconds > 0
 
 
-def streamed_file(model: PlacedModel) -> Path:
-    block = next(b for name, b in model.loaded.blocks.items() if name == "decoder-001")
+def streamed_file(model: Int8Model) -> Path:
+    block = next(b for name, b in model.blocks.items() if name == "decoder-001")
     assert block.tier == "disk"
     return block.stored.segments[0].path
 
@@ -230,7 +228,7 @@ def _raise(*_: Any) -> None:
     raise ZeroDivisionError
 
 
-def _prefill(model: PlacedModel, ids: list[int]) -> Callable[[], torch.Tensor]:
+def _prefill(model: Int8Model, ids: list[int]) -> Callable[[], torch.Tensor]:
     return lambda: model.model(input_ids=torch.tensor([ids]), use_cache=False).logits
 
 
@@ -285,18 +283,8 @@ def test_wo_does_not_overflow_float16_as_plain_float16_does(tmp_path: Path) -> N
     }
     with torch.inference_mode():
         assert not torch.isfinite(model.half()(**inputs).logits).all()
-        source = open_store(
-            store, "large", AutoConfig.from_pretrained(store.folder), device=CPU, dtype=torch.half
-        )
-        ours = place_model(
-            source,
-            placement_of(source, "all-on-disk"),
-            mode="w8a16",
-            on_progress=ignore,
-            should_stop=never,
-        )
-        logits = ours.model(**inputs).logits
-        ours.close()
+        with placed(store, "all-on-disk") as ours:
+            logits = ours.model(**inputs).logits
         exact = plain_model(
             prepare(tmp_path / "large", tmp_path / "exact", dtype=torch.float32), mode="w8a16"
         )(**inputs).logits

@@ -41,7 +41,7 @@ def test_what_a_process_holds_is_within_its_budget(
     ):
         model = random_model(config_of(family, size, width), torch.bfloat16)
         model.write_store(tmp_path / name / "store", device=cpu, dtype=torch.float32)
-    budget = open_folder(tmp_path / "model" / "store", cpu).stored.layout.int8_bytes // 2
+    budget = open_folder(tmp_path / "model" / "store").layout.int8_bytes // 2
 
     outcome = in_own_process(
         Run(

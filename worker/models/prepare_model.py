@@ -42,7 +42,8 @@ def prepare_model(
     Raises:
         ModelLoadError: It cannot be made; what is finished is kept.
     """
-    from engine.store.prepare import damaged_files, prepare_for
+    from engine.store.manifest import damaged_files
+    from engine.store.prepare import prepare_for
 
     store = prepare_for(
         settings.device,
@@ -53,7 +54,9 @@ def prepare_model(
     )
     damaged = None
     if verify:
-        damaged = tuple(damaged_files(store, on_progress=on_progress, should_stop=_never))
+        damaged = tuple(
+            damaged_files(store.folder, store.manifest, on_progress=on_progress, should_stop=_never)
+        )
     return PreparedModel(
         folder=store.folder, bytes=store.bytes, was_there=store.was_there, damaged=damaged
     )

@@ -70,7 +70,7 @@ def never() -> bool:
 def load(tmp_path: Path, tier: Any, **options: Any) -> store_loader.LoadedStore:
     folder = checkpoint_folder("tiny-flan", tmp_path)
     store = prepare(folder, tmp_path / "stores")
-    tiers = dict.fromkeys(sorted(block_file.block_names(store.manifest)), tier)
+    tiers = dict.fromkeys([block.name for block in store.layout.blocks], tier)
     options = {"on_progress": lambda _progress: None, "should_stop": never, **options}
     return load_store(store, tiers, CPU, **options)
 
