@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 
@@ -25,10 +26,7 @@ COMMANDS = {
     "run": LazyCommand("run:run", "Run a file of prompts in this process, without Redis."),
     "db": LazyCommand("db:db", "Look after the database's schema."),
     "doctor": LazyCommand("doctor:doctor", "Check this machine and say how to mend it."),
-    "repair": LazyCommand(
-        "repair:repair",
-        "Mend what a crash or a full disk left behind and no worker mends by itself.",
-    ),
+    "repair": LazyCommand("repair:repair", "Mend what no worker mends by itself."),
 }
 # These stay for hours; the others are over before garbage is worth collecting.
 LONG_LIVED = {"worker", "run"}
@@ -56,6 +54,9 @@ def main() -> None:
         # submit's CPU (0.55 s against 0.43 s) and frees nothing; commands that
         # loop turn it on again.
         gc.disable()
+        # Nor is it worth collecting once more at the end: a fifth of the CPU of
+        # `status` (0.45 s against 0.36 s). Commands close what they have open.
+        atexit.register(gc.freeze)
     sys.excepthook = show_unexpected
     try:
         cli(prog_name="tgp-jobs")

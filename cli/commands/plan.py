@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,8 +17,9 @@ from jobs.errors import BadInputError, TgpError
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from engine.plan.demands import Workload
+    from engine.plan.on_this_machine import Speeds
     from engine.plan.plan import Plan
-    from worker.models.plan_model import PlanRequest
 
 
 class CannotRunModelError(TgpError):
@@ -70,7 +71,7 @@ def plan(
     disk: int | None,
     prompt_tokens: int,
     new_tokens: int,
-    speeds: Literal["auto", "measure", "t4"],
+    speeds: Speeds,
     settings: Settings,
     as_json: bool,
 ) -> None:
@@ -83,24 +84,11 @@ def plan(
     chosen = _chosen(settings, model)
     require_engine([chosen])
     from engine.plan.demands import Workload
-    from worker.models.model_source import source_of
-    from worker.models.plan_model import PlanRequest
 
-    made = _make(
-        settings,
-        PlanRequest(
-            source=source_of(chosen),
-            workload=Workload(
-                prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
-                shard_rows=settings.shard_size,
-            ),
-            gpu_bytes=settings.gpu_memory,
-            cpu_bytes=settings.cpu_memory,
-            disk_bytes=disk,
-            speeds=speeds,
-        ),
+    rows = Workload(
+        prompt_tokens=prompt_tokens, new_tokens=new_tokens, shard_rows=settings.shard_size
     )
+    made = _make(settings, chosen, rows, disk_bytes=disk, speeds=speeds)
     from cli.plan_report import plan_document, print_plan
 
     if as_json:
@@ -121,13 +109,21 @@ def _chosen(settings: Settings, model: str) -> CatalogueModel:
     return chosen
 
 
-def _make(settings: Settings, request: PlanRequest) -> Plan:
+def _make(
+    settings: Settings,
+    model: CatalogueModel,
+    rows: Workload,
+    *,
+    disk_bytes: int | None,
+    speeds: Speeds,
+) -> Plan:
     try:
         from engine.interface import ModelLoadError
         from engine.plan.plan import CannotRunError
+        from worker.models.model_source import source_of
         from worker.models.plan_model import plan_model
 
-        return plan_model(settings, request)
+        return plan_model(settings, source_of(model), rows, disk_bytes=disk_bytes, speeds=speeds)
     except ImportError as error:
         raise MissingExtraError(f"the model's layout cannot be computed: {error}") from error
     except CannotRunError as error:

@@ -60,8 +60,9 @@ class Mended:
 def repair(
     context: click.Context, *, dry_run: bool, with_stores: bool, settings: Settings, as_json: bool
 ) -> None:
-    """Mend what a crash or a full disk left behind and no worker mends by itself.
+    """Mend what no worker mends by itself.
 
+    That is what a restored backup, a change by hand or a full disk left behind.
     Workers may go on meanwhile. A second run finds nothing to do. Exits with 1
     if something could not be mended, and with --dry-run if there is something
     to mend.

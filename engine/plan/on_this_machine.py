@@ -1,9 +1,14 @@
-"""The plan of a store for this machine, and what it leaves for rows."""
+"""The plan of a model for this machine, and what it leaves for rows.
+
+`tgp-jobs plan`, a worker and `tgp-jobs run` plan with plan_demands, so that the
+plan that is shown is the plan that is followed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -11,12 +16,12 @@ from engine.cache.format import CacheDtype
 from engine.int8.linear import ComputeMode
 from engine.interface import ModelLoadError
 from engine.plan.cost import ACCUMULATOR_BYTES
-from engine.plan.demands import Workload
+from engine.plan.demands import ModelDemands, Workload
 from engine.plan.from_layout import demands_of_layout
 from engine.plan.limits import BatchLimits
-from engine.plan.machine import machine_budgets
+from engine.plan.machine import has_gpu, machine_budgets
 from engine.plan.plan import Budgets, CannotRunError, Plan
-from engine.plan.rates import CPU, Throughputs
+from engine.plan.rates import CPU, T4, Throughputs
 from engine.plan.search import make_plan
 from engine.store.prepare import Int8Store
 
@@ -28,26 +33,35 @@ DEFAULT_WORKLOAD = Workload(prompt_tokens=128, new_tokens=128)
 _SHORTER_ROWS = 4
 
 
+# "auto" takes what was measured on a GPU, measuring once; "measure" measures
+# again; "t4" takes a T4's constants.
+Speeds = Literal["auto", "measure", "t4"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlacementOptions:
     """How to place a model; None where the machine is to be asked.
 
     Attributes:
-        gpu_bytes: Of the GPU, for weights, cache and computing.
-        cpu_bytes: Of RAM, for weights and, on a box without a GPU, for all.
+        gpu_bytes: Bytes on the GPU for weights, cache and computing.
+        cpu_bytes: Bytes of RAM for weights and, on a box without a GPU, for all.
+        disk_bytes: Bytes on disk for the model's store.
         mode: How int8 linears multiply.
         disk_readers: Threads that read from disk.
         kv_cache: How keys and values are kept.
-        throughputs_cache: Where measured rates are kept.
+        throughputs_cache: The file that keeps measured rates.
+        speeds: Where rates are from.
         workload: The rows to plan for.
     """
 
     gpu_bytes: int | None = None
     cpu_bytes: int | None = None
+    disk_bytes: int | None = None
     mode: ComputeMode = "llm_int8"
     disk_readers: int = DEFAULT_DISK_READERS
     kv_cache: CacheDtype = "float"
     throughputs_cache: Path | None = None
+    speeds: Speeds = "auto"
     workload: Workload = DEFAULT_WORKLOAD
 
 
@@ -68,16 +82,8 @@ def plan_on_this_machine(store: Int8Store, options: PlacementOptions, device: to
         store_bytes=store.bytes,
     )
     stores = store.folder.parent
-    found = machine_budgets(stores, on_gpu=on_gpu and options.gpu_bytes is None)
-    budgets = Budgets(
-        gpu_bytes=(options.gpu_bytes or found.gpu_bytes) if on_gpu else None,
-        cpu_bytes=options.cpu_bytes or found.cpu_bytes,
-        # It is on the disk already.
-        disk_bytes=max(found.disk_bytes, model.store_bytes),
-    )
-    throughputs = _throughputs(stores, options) if on_gpu else CPU
     try:
-        return make_plan(model, options.workload, budgets, throughputs)
+        return plan_demands(model, stores, options, on_gpu=on_gpu, stored_bytes=store.bytes)
     except CannotRunError as error:
         raise ModelLoadError(
             f"{error}; free memory that other programs hold, raise the budgets, or choose a "
@@ -85,11 +91,53 @@ def plan_on_this_machine(store: Int8Store, options: PlacementOptions, device: to
         ) from error
 
 
+def plan_demands(
+    model: ModelDemands,
+    stores: Path,
+    options: PlacementOptions,
+    *,
+    on_gpu: bool,
+    stored_bytes: int,
+) -> Plan:
+    """Plan a model within the budgets that are given or, where none is, what is free here.
+
+    Args:
+        model: What the model asks for.
+        stores: The folder of int8 stores; it need not exist yet.
+        options: The budgets, the rows and where rates are from.
+        on_gpu: Whether a GPU computes, here or on the machine that is described.
+        stored_bytes: Bytes that the model's store takes on disk already, which
+            need not be free.
+
+    Raises:
+        CannotRunError: The model cannot run within these budgets.
+    """
+    budgets = _budgets(stores, options, on_gpu=on_gpu, stored_bytes=stored_bytes)
+    rates = _throughputs(stores, options) if on_gpu else CPU
+    return make_plan(model, options.workload, budgets, rates)
+
+
+def _budgets(
+    stores: Path, options: PlacementOptions, *, on_gpu: bool, stored_bytes: int
+) -> Budgets:
+    # A budget of 0 is one that was given.
+    found = machine_budgets(stores, on_gpu=on_gpu and options.gpu_bytes is None)
+    gpu_bytes = found.gpu_bytes if options.gpu_bytes is None else options.gpu_bytes
+    disk_bytes = found.disk_bytes + stored_bytes
+    return Budgets(
+        gpu_bytes=gpu_bytes if on_gpu else None,
+        cpu_bytes=found.cpu_bytes if options.cpu_bytes is None else options.cpu_bytes,
+        disk_bytes=disk_bytes if options.disk_bytes is None else options.disk_bytes,
+    )
+
+
 def _throughputs(stores: Path, options: PlacementOptions) -> Throughputs:
+    if options.speeds == "t4" or not has_gpu():
+        return T4
     from engine.plan.probe import gpu_throughputs
 
     cache = options.throughputs_cache or stores.parent / "throughputs.json"
-    return gpu_throughputs(cache, stores, again=False)
+    return gpu_throughputs(cache, stores, again=options.speeds == "measure")
 
 
 def limits_of(plan: Plan, most_rows: int | None) -> BatchLimits:

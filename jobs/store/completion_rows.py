@@ -23,23 +23,10 @@ from sqlalchemy.dialects import postgresql
 
 from jobs.models import completions, database_now
 from jobs.store.records import Claim, PromptOutcome
+from jobs.store.results import OUTCOME_COLUMNS
 
-# What differs between the rows of a micro-batch; the rest is the claim's.
-OF_EACH = (
-    completions.c.prompt_index,
-    completions.c.text,
-    completions.c.finish_reason,
-    completions.c.error_code,
-    completions.c.error_message,
-    completions.c.prompt_tokens,
-    completions.c.completion_tokens,
-    completions.c.queued_seconds,
-    completions.c.prefill_seconds,
-    completions.c.decode_seconds,
-    completions.c.first_token_seconds,
-    completions.c.logprobs,
-)
-OF_ALL = (
+# The same for all rows of a micro-batch.
+CLAIM_COLUMNS = (
     completions.c.job_id,
     completions.c.shard_id,
     completions.c.micro_batch_id,
@@ -91,15 +78,18 @@ def _insert_rows_of_json() -> Executable:
     """
     rows = (
         func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
-        .table_valued(*[column(each.name, each.type) for each in OF_EACH])
+        .table_valued(*[column(each.name, each.type) for each in OUTCOME_COLUMNS])
         .render_derived(name="given", with_types=True)
     )
     selected = select(
-        *[rows.c[each.name] for each in OF_EACH],
-        *[bindparam(each.name, type_=each.type) for each in OF_ALL],
+        *[rows.c[each.name] for each in OUTCOME_COLUMNS],
+        *[bindparam(each.name, type_=each.type) for each in CLAIM_COLUMNS],
         database_now(),
     )
-    names = [*(each.name for each in (*OF_EACH, *OF_ALL)), completions.c.created_at.name]
+    names = [
+        *(each.name for each in (*OUTCOME_COLUMNS, *CLAIM_COLUMNS)),
+        completions.c.created_at.name,
+    ]
     return (
         postgresql.insert(completions)
         .from_select(names, selected, include_defaults=False)

@@ -141,24 +141,12 @@ class MicroBatchRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultRow:
+class ResultRow(PromptOutcome):
     """One prompt with its result, in the words of a results line."""
 
-    index: int
     custom_id: str | None
     prompt: str | None
     messages: list[dict[str, str]] | None
-    text: str | None
-    finish_reason: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    queued_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    first_token_seconds: float | None
-    logprobs: list[dict[str, Any]] | None
-    error_code: str | None
-    error_message: str | None
 
     @property
     def tokens_per_second(self) -> float | None:

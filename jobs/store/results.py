@@ -12,6 +12,21 @@ from jobs.models import completions, prompts
 from jobs.store.records import ResultRow
 
 ROWS_PER_PAGE = 1_000
+# A prompt's result: what differs between the rows of a micro-batch.
+OUTCOME_COLUMNS = (
+    completions.c.prompt_index,
+    completions.c.text,
+    completions.c.finish_reason,
+    completions.c.error_code,
+    completions.c.error_message,
+    completions.c.prompt_tokens,
+    completions.c.completion_tokens,
+    completions.c.queued_seconds,
+    completions.c.prefill_seconds,
+    completions.c.decode_seconds,
+    completions.c.first_token_seconds,
+    completions.c.logprobs,
+)
 
 
 def result_rows(
@@ -47,23 +62,7 @@ def result_rows(
 
 def _results(job_id: str) -> Select[Any]:
     return (
-        select(
-            prompts.c.prompt_index,
-            prompts.c.custom_id,
-            prompts.c.prompt,
-            prompts.c.messages,
-            completions.c.text,
-            completions.c.finish_reason,
-            completions.c.prompt_tokens,
-            completions.c.completion_tokens,
-            completions.c.queued_seconds,
-            completions.c.prefill_seconds,
-            completions.c.decode_seconds,
-            completions.c.first_token_seconds,
-            completions.c.logprobs,
-            completions.c.error_code,
-            completions.c.error_message,
-        )
+        select(prompts.c.custom_id, prompts.c.prompt, prompts.c.messages, *OUTCOME_COLUMNS)
         .join(
             completions,
             (completions.c.job_id == prompts.c.job_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from engine.interface import (
     Engine,
@@ -136,6 +137,7 @@ class EngineHost:
                 source, on_progress=on_progress, should_stop=should_stop
             )
         from engine.load import load_engine
+        from engine.plan.on_this_machine import DEFAULT_WORKLOAD
 
         return load_engine(
             source,
@@ -150,6 +152,8 @@ class EngineHost:
             kv_cache=self._settings.kv_cache,
             disk_readers=self._settings.disk_readers,
             throughputs_cache=self._settings.throughputs_path,
+            # As `tgp-jobs plan` shows it.
+            workload=replace(DEFAULT_WORKLOAD, shard_rows=self._settings.shard_size),
         )
 
     def _loading(self, alias: str, progress: LoadProgress) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.interface import RequestList
+from engine.plan.demands import Workload
 from jobs.catalogue import CatalogueModel
 from jobs.database import Database
 from jobs.settings import Settings
@@ -58,6 +59,7 @@ def test_the_engine_is_told_what_is_set(
         cpu_memory=2**31,
         kv_cache="int8",
         disk_readers=3,
+        shard_size=40,
     )
     assert told(sqlite_database, loader, given) == {
         "device": "cpu",
@@ -69,6 +71,7 @@ def test_the_engine_is_told_what_is_set(
         "kv_cache": "int8",
         "disk_readers": 3,
         "throughputs_cache": settings.home / "throughputs.json",
+        "workload": Workload(prompt_tokens=128, new_tokens=128, shard_rows=40),
     }
 
 
