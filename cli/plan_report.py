@@ -10,6 +10,7 @@ from typing import Any
 from cli.load_progress import size_text
 from cli.output import duration_text, print_fields, print_table, say
 from engine.plan.advice import advice, speed_text
+from engine.plan.on_this_machine import LOADED_WHOLE
 from engine.plan.plan import Plan, Tier
 
 PREDICTED = "These are predictions from the model's shape, not measurements."
@@ -20,6 +21,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     step = plan.prediction.step
     return {
         "model": plan.model.name,
+        "loaded_whole": plan.model.is_whole,
         "workload": asdict(plan.workload),
         "budgets": asdict(plan.budgets),
         "throughputs": _finite(asdict(plan.throughputs)),
@@ -68,6 +70,8 @@ def print_plan(plan: Plan) -> None:
     say()
     print_table(("RESOURCE", "USED", "OF", "FOR"), _uses(plan), numbers=("USED", "OF"))
     say()
+    if plan.model.is_whole:
+        say(f"{LOADED_WHOLE[0].upper()}{LOADED_WHOLE[1:]}.\n")
     print_fields(_predictions(plan))
     say(f"\n{advice(plan)}\n{PREDICTED}")
 

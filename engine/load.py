@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-
 from engine.cache.format import CacheDtype
-from engine.checkpoint.folder import Checkpoint, open_checkpoint
+from engine.checkpoint.folder import open_checkpoint
 from engine.decode.engine import DecodeEngine
 from engine.device import DeviceChoice, choose_device, plain_dtype
 from engine.int8.linear import ComputeMode
@@ -30,6 +27,7 @@ from engine.plan.on_this_machine import (
     PlacementOptions,
     limits_of,
     plan_on_this_machine,
+    plan_whole,
 )
 from engine.plan.plan import Plan
 from engine.store.prepare import store_for
@@ -99,14 +97,14 @@ def load_engine(
             disk_readers=options.disk_readers,
             **hooks,
         )
-        limits = limits_of(plan, micro_batch_rows)
-        placement = _placement(plan, limits)
     else:
-        loaded = _load_whole(checkpoint, chosen, compute_mode, hooks)
-        limits = BatchLimits(rows=micro_batch_rows or 16)
-        placement = {}
-    description = replace(
-        _describe(source, loaded, compute_mode, time.perf_counter() - started), **placement
+        folder = stores or checkpoint.folder
+        plan = plan_whole(checkpoint.config, source.alias, folder, options, chosen)
+        loaded = load_int8(checkpoint, chosen, mode=compute_mode, **hooks)
+    limits = limits_of(plan, micro_batch_rows)
+    seconds = time.perf_counter() - started
+    description = _describe(
+        source, loaded, plan=plan, limits=limits, mode=compute_mode, seconds=seconds
     )
     on_progress(LoadProgress(stage="ready", done=1, total=1, unit="models"))
     return DecodeEngine(
@@ -125,29 +123,16 @@ class _Hooks(TypedDict):
     should_stop: Callable[[], bool]
 
 
-def _placement(plan: Plan, limits: BatchLimits) -> dict[str, Any]:
-    """What the log tells of a plan that was followed."""
-    return {
-        "ram_bytes": plan.memory.ram_bytes,
-        "disk_bytes": sum(block.weight_bytes for block in plan.blocks_at("disk")),
-        "row_capacity": limits.rows,
-        "predicted_tokens_per_second": plan.prediction.tokens_per_second,
-    }
-
-
-def _load_whole(
-    checkpoint: Checkpoint,
-    device: torch.device,
-    mode: ComputeMode,
-    hooks: _Hooks,
-) -> Int8Model:
-    """As transformers loads it: a checkpoint that no store of ours can be made of."""
-    return load_int8(checkpoint, device, mode=mode, **hooks)
-
-
 def _describe(
-    source: ModelSource, loaded: Int8Model, mode: ComputeMode, seconds: float
+    source: ModelSource,
+    loaded: Int8Model,
+    *,
+    plan: Plan,
+    limits: BatchLimits,
+    mode: ComputeMode,
+    seconds: float,
 ) -> ModelDescription:
+    """What the log tells of a model and of the plan that was followed."""
     config: Any = loaded.model.config
     return ModelDescription(
         alias=source.alias,
@@ -162,4 +147,8 @@ def _describe(
             catalogue_limit=source.context_tokens,
         ),
         compute_mode=mode,
+        ram_bytes=plan.memory.ram_bytes,
+        disk_bytes=sum(block.weight_bytes for block in plan.blocks_at("disk")),
+        row_capacity=limits.rows,
+        predicted_tokens_per_second=plan.prediction.tokens_per_second,
     )

@@ -96,11 +96,14 @@ class ModelLayout:
         dtype: Dtype of what is not int8, where a tensor has none of its own.
         ties: Each alias of a tied weight and the weight it shares, by their
             names in the state dict. An alias is no tensor of its own.
+        is_whole: Whether transformers alone can load it, because it merges or
+            computes some of its tensors, so that no store is made of it.
     """
 
     blocks: tuple[BlockLayout, ...]
     dtype: torch.dtype
     ties: Mapping[str, str]
+    is_whole: bool = False
 
     @property
     def tensors(self) -> tuple[TensorLayout, ...]:
@@ -129,7 +132,11 @@ def config_of_shape(alias: str) -> Any:
 
 
 def layout_of(
-    config: Any, *, dtype: torch.dtype = torch.float16, as_transformers: bool = False
+    config: Any,
+    *,
+    dtype: torch.dtype = torch.float16,
+    as_transformers: bool = False,
+    is_whole: bool = False,
 ) -> ModelLayout:
     """Lay out a model by its configuration.
 
@@ -139,13 +146,17 @@ def layout_of(
         dtype: Dtype of what is not int8.
         as_transformers: Whether to lay it out as transformers would have it: with
             the linears that it keeps in float, and without narrow tables.
+        is_whole: Whether the model is known to be loaded whole; told from the
+            configuration where it can be.
     """
     model = int8_skeleton(config, dtype=dtype)
+    is_whole |= _is_loaded_whole(model)
     tied = set(model.all_tied_weights_keys)
     if family_of(config).has_own_head(config):
         tied -= {f"{name}.weight" for name in _names_of(model, model.get_output_embeddings())}
-    if as_transformers:
-        return layout_of_skeleton(model, dtype=dtype, aliases=tied)
+    if as_transformers or is_whole:
+        plain = layout_of_skeleton(model, dtype=dtype, aliases=tied)
+        return replace(plain, is_whole=is_whole)
     make_other_linears_int8(model, dtype=dtype)
     layout = layout_of_skeleton(model, dtype=dtype, aliases=tied)
     return with_narrow_tables(layout, model, lambda _: stated_dtype(config))
@@ -242,6 +253,14 @@ def names_in_file(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, st
     saved = revert_weight_conversion(model, dict(state))
     renamed = {by_identity.get(id(tensor)): name for name, tensor in saved.items()}
     return {name: renamed.get(name, name) for name in state}
+
+
+def _is_loaded_whole(model: Any) -> bool:
+    """Whether saving a skeleton would split, merge or leave out some of its tensors."""
+    state = model.state_dict()
+    saved = {id(tensor) for tensor in revert_weight_conversion(model, dict(state)).values()}
+    left_out = set(model._keys_to_ignore_on_save or ())
+    return any(id(tensor) not in saved or name in left_out for name, tensor in state.items())
 
 
 class BlockFinder:

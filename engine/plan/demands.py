@@ -71,6 +71,8 @@ class ModelDemands:
         float_bytes: Of one activation or cached value.
         heap_factor: What the allocator holds for each byte of workspace.
         more_store_bytes: What the store holds besides the blocks.
+        is_whole: Whether transformers loads the model, whole and from its
+            checkpoint: no store is made, and no block is streamed.
         state_bytes_per_row: Bytes of a row's recurrent states, whatever its length.
         keeps_scores: Whether attention writes its scores to memory, as
             transformers' eager attention does.
@@ -88,6 +90,7 @@ class ModelDemands:
     float_bytes: int = 2
     heap_factor: float = 1.0
     more_store_bytes: int = 0
+    is_whole: bool = False
     state_bytes_per_row: int = 0
     keeps_scores: bool = False
 
@@ -98,6 +101,8 @@ class ModelDemands:
     @property
     def store_bytes(self) -> int:
         """Of disk space that the int8 store takes."""
+        if self.is_whole:
+            return 0
         return self.more_store_bytes + sum(block.weight_bytes for block in self.blocks)
 
     @property

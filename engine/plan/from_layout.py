@@ -36,7 +36,12 @@ CPU_PREFILL_TOKENS = 256
 
 
 def demands_of_config(
-    config: Any, name: str, *, on_gpu: bool, kv_cache: CacheDtype = "float"
+    config: Any,
+    name: str,
+    *,
+    on_gpu: bool,
+    kv_cache: CacheDtype = "float",
+    is_whole: bool = False,
 ) -> ModelDemands:
     """What a model of this configuration asks for; no weights are read.
 
@@ -45,8 +50,9 @@ def demands_of_config(
         name: For messages.
         on_gpu: Whether a GPU computes.
         kv_cache: How keys and values are kept.
+        is_whole: Whether the model is known to be loaded whole by transformers.
     """
-    layout = layout_of(config, dtype=DTYPES[on_gpu])
+    layout = layout_of(config, dtype=DTYPES[on_gpu], is_whole=is_whole)
     return demands_of_layout(config, name, layout, on_gpu=on_gpu, kv_cache=kv_cache)
 
 
@@ -61,11 +67,12 @@ def demands_of_layout(
 ) -> ModelDemands:
     """The same for a layout that is known, such as that of a store of so many bytes."""
     dtype = DTYPES[on_gpu]
-    more_bytes = (
-        _plain_copies_bytes(config, layout, dtype)
-        if store_bytes is None
-        else max(0, store_bytes - layout.int8_bytes)
-    )
+    if layout.is_whole:
+        more_bytes = 0
+    elif store_bytes is None:
+        more_bytes = _plain_copies_bytes(config, layout, dtype)
+    else:
+        more_bytes = max(0, store_bytes - layout.int8_bytes)
     int8 = [tensor.shape for tensor in layout.tensors if tensor.quantised]
     shape = cache_shape_of(config)
     return ModelDemands(
@@ -84,6 +91,7 @@ def demands_of_layout(
         float_bytes=dtype.itemsize,
         heap_factor=HEAP_FACTORS[on_gpu],
         more_store_bytes=more_bytes,
+        is_whole=layout.is_whole,
         state_bytes_per_row=row_state_bytes(config, dtype),
         keeps_scores=not getattr(model_class_of(config), "_supports_sdpa", False),
     )
@@ -118,7 +126,7 @@ def _block(config: Any, block: BlockLayout, layout: ModelLayout, kv_bytes: int) 
         phase="both" if shared and not causal else phase,
         is_layer=block.kind in ("encoder", "decoder"),
         weight_bytes=block.bytes,
-        stays_resident=shared,
+        stays_resident=shared or layout.is_whole,
         matrix_parameters=_matrix_parameters(config, block, layout),
         self_kv_bytes_per_token=kv_bytes,
         cross_kv_bytes_per_token=0 if causal else kv_bytes,

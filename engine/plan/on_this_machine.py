@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from engine.int8.linear import ComputeMode
 from engine.interface import ModelLoadError
 from engine.plan.cost import ACCUMULATOR_BYTES
 from engine.plan.demands import ModelDemands, Workload
-from engine.plan.from_layout import demands_of_layout
+from engine.plan.from_layout import demands_of_config, demands_of_layout
 from engine.plan.limits import BatchLimits
 from engine.plan.machine import has_gpu, machine_budgets
 from engine.plan.plan import Budgets, CannotRunError, Plan
@@ -29,6 +29,10 @@ from engine.store.prepare import Int8Store
 DEFAULT_DISK_READERS = 2
 # What `tgp-jobs plan` assumes where it is not told.
 DEFAULT_WORKLOAD = Workload(prompt_tokens=128, new_tokens=128)
+LOADED_WHOLE = (
+    "transformers merges or computes some of this model's tensors, such as its experts, so it is "
+    "loaded whole, with those in float, and not streamed"
+)
 # Rows may be shorter than what was planned for; so many times as many may come together.
 _SHORTER_ROWS = 4
 
@@ -81,13 +85,39 @@ def plan_on_this_machine(store: Int8Store, options: PlacementOptions, device: to
         kv_cache=options.kv_cache,
         store_bytes=store.bytes,
     )
-    stores = store.folder.parent
+    return _plan_or_refuse(model, store.folder.parent, options, on_gpu, store.bytes)
+
+
+def plan_whole(
+    config: Any, alias: str, stores: Path, options: PlacementOptions, device: torch.device
+) -> Plan:
+    """Plan a model of which no store is made: all of it is resident.
+
+    Raises:
+        ModelLoadError: It cannot run within the budgets; the message names the
+            smallest that would do.
+    """
+    on_gpu = device.type == "cuda"
+    model = demands_of_config(
+        config, alias, on_gpu=on_gpu, kv_cache=options.kv_cache, is_whole=True
+    )
+    return _plan_or_refuse(model, stores, options, on_gpu, stored_bytes=0)
+
+
+def _plan_or_refuse(
+    model: ModelDemands,
+    stores: Path,
+    options: PlacementOptions,
+    on_gpu: bool,
+    stored_bytes: int,
+) -> Plan:
     try:
-        return plan_demands(model, stores, options, on_gpu=on_gpu, stored_bytes=store.bytes)
+        return plan_demands(model, stores, options, on_gpu=on_gpu, stored_bytes=stored_bytes)
     except CannotRunError as error:
+        whole = f" ({LOADED_WHOLE})" if model.is_whole else ""
         raise ModelLoadError(
-            f"{error}; free memory that other programs hold, raise the budgets, or choose a "
-            "smaller model (`tgp-jobs plan` shows what fits)"
+            f"{error}{whole}; free memory that other programs hold, raise the budgets, or choose "
+            "a smaller model (`tgp-jobs plan` shows what fits)"
         ) from error
 
 

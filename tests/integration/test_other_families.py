@@ -20,12 +20,19 @@ from transformers import (
 
 from engine.checkpoint.tensors import StoreUnsupportedError
 from engine.decode.engine import DecodeEngine
-from engine.interface import GenerationRequest, ModelSource, RequestList, SamplingParameters
+from engine.interface import (
+    GenerationRequest,
+    ModelLoadError,
+    ModelSource,
+    RequestList,
+    SamplingParameters,
+)
 from engine.load import load_engine
 from engine.plan.from_layout import demands_of_config, demands_of_layout
 from engine.plan.plan import Tier
 from engine.quiet import quiet_libraries
 from engine.store.prepare import Int8Store
+from tests.families.checkpoints import FAMILIES, write_checkpoint
 from tests.stores import ignore, never, prepare
 from tests.streamed_models import StreamedModels, at_tiers
 from tests.tiny_checkpoints import ALIASES, checkpoint_folder, tiny_tokenizer
@@ -117,6 +124,39 @@ def test_tensors_that_transformers_computes_itself_are_left_to_it(tmp_path: Path
     with closing(engine):
         (batch,) = engine.generate(RequestList([request]), should_stop=never)
     assert batch.completion_tokens == 4
+
+
+def test_a_model_whose_experts_stay_float_holds_its_budget_and_is_planned_as_it_is_loaded(
+    tmp_path: Path,
+) -> None:
+    # given a mixture of experts, which transformers merges
+    family = next(each for each in FAMILIES if each.name == "mixtral")
+    folder = write_checkpoint(family, tmp_path / "mixtral")
+
+    def load(cpu_bytes: int) -> DecodeEngine:
+        engine = load_engine(
+            ModelSource(alias="mixtral", folder=folder),
+            on_progress=ignore,
+            should_stop=never,
+            device="cpu",
+            stores=tmp_path / "stores",
+            cpu_bytes=cpu_bytes,
+        )
+        assert isinstance(engine, DecodeEngine)
+        return engine
+
+    # when it is given too little, it is refused with the reason; nothing is streamed in secret
+    with pytest.raises(ModelLoadError, match="loaded whole, with those in float") as refusal:
+        load(2**20)
+    demands = demands_of_config(AutoConfig.from_pretrained(folder), "mixtral", on_gpu=False)
+    assert all(block.stays_resident for block in demands.blocks)
+    assert "GiB of CPU memory" in str(refusal.value)
+    # and what it takes when it is given enough is what was planned
+    with closing(load(2**30)) as engine:
+        assert engine.model.weight_bytes == pytest.approx(
+            sum(block.weight_bytes for block in demands.blocks), rel=0.02
+        )
+        assert engine.model.row_capacity is not None
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,21 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_does(tmp_path: Path
         engine_for(folder, tmp_path / "stores", cpu_bytes=1000)
 
 
-def test_w8a16_needs_a_store(tmp_path: Path) -> None:
-    folder = checkpoint_folder("tiny-bloom", tmp_path)
-    with pytest.raises(ModelLoadError, match="set the compute mode to llm_int8"):
-        load_engine(
-            ModelSource(alias="tiny", folder=folder),
+def test_w8a16_says_the_same_with_and_without_a_store(tmp_path: Path) -> None:
+    source = ModelSource(alias="tiny", folder=checkpoint_folder("tiny-bloom", tmp_path))
+    said = []
+    for stores in (None, tmp_path / "stores"):
+        engine = load_engine(
+            source,
             on_progress=ignore,
             should_stop=never,
             device="cpu",
             compute_mode="w8a16",
+            stores=stores,
         )
+        with closing(engine):
+            said.append(generate(engine)[0])
+    assert said[0] == said[1]
 
 
 @pytest.fixture
