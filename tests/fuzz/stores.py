@@ -71,10 +71,13 @@ def layout(content: bytes) -> None:
     what to put there, as a list in JSON.
     """
     store = tiny_store()
-    document = json.loads(json.dumps(document_of(store.layout)))
+    right = json.dumps(document_of(store.layout))
+    document = json.loads(right)
     for line in content.splitlines():
         with suppress(ValueError, TypeError, LookupError, RecursionError):
             put(document, *json.loads(line))
+    if json.dumps(document) == right:
+        return
     text = json.loads((store.folder / MANIFEST).read_bytes()) | {"layout": document}
     folder = scratch() / "layout"
     folder.mkdir(exist_ok=True)
