@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from engine.cache.format import CacheDtype
 from engine.checkpoint.folder import open_checkpoint
 from engine.decode.engine import DecodeEngine
-from engine.device import DeviceChoice, choose_device, plain_dtype
+from engine.device import DeviceChoice, choose_device, free_unused_memory, plain_dtype
 from engine.int8.linear import ComputeMode
 from engine.interface import Engine, LoadProgress, ModelDescription, ModelSource
 from engine.layout.families import family_of
@@ -83,6 +83,8 @@ def load_engine(
         workload=workload,
     )
     hooks = _Hooks(on_progress=on_progress, should_stop=should_stop)
+    # What an earlier model or a failed load left is not free for the plan until it is given back.
+    free_unused_memory()
     checkpoint = open_checkpoint(source, accept=require_supported, **hooks)
     with closing(checkpoint.tensors):
         store = stores and store_for(source, checkpoint, stores, chosen, **hooks)

@@ -28,6 +28,9 @@ from engine.interface import RequestFeed
 from engine.plan.limits import BatchLimits
 from engine.weights.passes import WeightPasses
 
+# Halving 2^16 rows down to one, with the encoder's prompts beside them, takes fewer.
+MOST_RECOVERIES = 40
+
 
 @dataclass(kw_only=True, eq=False)
 class DecodeLoop:
@@ -64,6 +67,7 @@ class DecodeLoop:
     _admitted: list[Row] = field(default_factory=list)
     _encoding: list[Row] = field(default_factory=list)
     _rows_departed: bool = True
+    _recoveries: int = 0
 
     @property
     def cache_bytes(self) -> int:
@@ -87,17 +91,28 @@ class DecodeLoop:
                 return False
             self._run(self._prefill())
             self._retire()
+        self._recoveries = 0
         return True
 
     def recover(self) -> None:
-        """After memory ran out: every row begins anew, and fewer at a time."""
+        """After memory ran out: every row begins anew, and fewer at a time.
+
+        Rows that keep running out of memory, however few there are, end with
+        out_of_memory: a loop that gives no row a token must not go on.
+        """
         self.window.out_of_memory_retries += 1
+        self._recoveries += 1
         in_flight = self._in_flight()
         self.batch.clear()
         self._chunked, self._admitted = [], []
         encoding, self._encoding = self._encoding, []
         for row in sorted(in_flight, key=lambda row: row.times.taken, reverse=True):
             self.waiting.put_back(row)
+        if self._recoveries > MOST_RECOVERIES:
+            for row in in_flight or encoding:
+                self._give_up(row)
+            self._recoveries = 0
+            return
         if in_flight and encoding:
             # It does not fit beside rows: from now on it has all the memory.
             self.row_limit.encodes_alone = True

@@ -183,6 +183,43 @@ def test_a_prompt_that_fits_nowhere_fails_alone_and_shrinks_nothing() -> None:
     assert engine.row_capacity == 4
 
 
+def test_an_encoder_that_does_not_fit_beside_rows_waits_until_they_are_finished() -> None:
+    # given twelve prompts for four rows, so that some are encoded while others are decoded
+    requests = numbered([(PROMPTS[key % 6], PARAMETERS[key % 3]) for key in range(12)])
+    engine: DecodeEngine
+    refused = 0
+
+    def on_step(_forwards: int) -> None:
+        nonlocal refused
+        assert engine._running is not None
+        if engine._running._encoding and engine._running.batch.rows:
+            refused += 1
+            raise MemoryError
+
+    engine = continuous("tiny-flan", passes=lambda _model: WatchedPasses(on_step))
+    results = by_key(windows(engine, requests))
+    assert {key: said(result) for key, result in results.items()} == {
+        each.key: alone("tiny-flan", str(each.prompt), each.parameters) for each in requests
+    }
+    assert refused == 1
+
+
+def test_rows_that_keep_running_out_of_memory_end_with_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a batch that never fits, and a limit that nothing lowers
+    def on_step(_forwards: int) -> None:
+        raise MemoryError
+
+    engine = continuous("tiny-bloom", passes=lambda _model: WatchedPasses(on_step))
+    monkeypatch.setattr(engine._row_limit, "halve", lambda _rows: None)
+    results = by_key(windows(engine, numbered([("a", PARAMETERS[1])] * 6)))
+    # then every prompt has its result all the same
+    assert [result.error and result.error.code for result in results.values()] == [
+        "out_of_memory"
+    ] * 6
+
+
 def test_another_error_of_the_model_is_the_callers() -> None:
     def on_step(_forwards: int) -> None:
         raise RuntimeError("a broken kernel")
