@@ -213,6 +213,7 @@ def test_rows_that_keep_running_out_of_memory_end_with_that(
 
     engine = continuous("tiny-bloom", passes=lambda _model: WatchedPasses(on_step))
     monkeypatch.setattr(engine._row_limit, "halve", lambda _rows: None)
+    monkeypatch.setattr("engine.decode.loop.MOST_RECOVERIES", 3)
     results = by_key(windows(engine, numbered([("a", PARAMETERS[1])] * 6)))
     # then every prompt has its result all the same
     assert [result.error and result.error.code for result in results.values()] == [
