@@ -256,6 +256,8 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    # The library tries again for half a minute.
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
     message = message_of(ModelSource(alias="mine", hub_id="somebody/some-model"), device="cpu")
     assert "cannot be reached" in message
     assert "[models.mine] folder" in message
