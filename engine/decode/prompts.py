@@ -75,7 +75,9 @@ class RowMaker:
             max_new_tokens=max_new_tokens,
             end_tokens=frozenset(self.special_tokens.eos if stated is None else stated),
             reservation=self._reservation(len(prompt), max_new_tokens),
-            watch=StopStringWatch(self.tokenizer, parameters.stop),
+            watch=StopStringWatch(
+                self.tokenizer, parameters.stop, () if self.is_encoder_decoder else prompt
+            ),
             times=RowTimes(taken=taken),
             generator=seeded(parameters.seed) if parameters.temperature > 0 else None,
         )

@@ -138,7 +138,7 @@ class Row:
         new_tokens = self.new_tokens
         # An end token that the tokenizer does not know as special is no text either.
         spoken = new_tokens[:-1] if new_tokens[-1] in self.end_tokens else new_tokens
-        text, was_cut = cut_at_stop(decode_text(tokenizer, spoken), parameters.stop)
+        text, was_cut = cut_at_stop(self.watch.text(spoken), parameters.stop)
         if parameters.echo:
             text = self._prompt_text(tokenizer) + text
         times = self.times
