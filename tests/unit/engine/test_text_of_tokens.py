@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -54,10 +55,11 @@ def _llama_bpe() -> Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    return _trained(
-        tokenizer,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL + BYTES, limit_alphabet=30),
-    )
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL + BYTES, limit_alphabet=30)
+    stored = json.loads(_trained(tokenizer, trainer).to_str())
+    # The trainer took the bytes as special tokens, which are no text.
+    stored["added_tokens"] = stored["added_tokens"][: len(SPECIAL)]
+    return Tokenizer.from_str(json.dumps(stored))
 
 
 def _metaspace_bpe() -> Tokenizer:
@@ -195,6 +197,12 @@ def test_the_space_before_the_first_word_of_a_completion_is_kept() -> None:
     watch = StopStringWatch(tokenizer, (" takes",), prompt)
     assert watch.text(new) == " takes"
     assert watch.is_found(new)
+
+
+def test_bytes_of_characters_that_the_tokenizer_lacks_are_text() -> None:
+    tokenizer = made(_llama_bpe)
+    prompt, new = (tokenizer(text)["input_ids"] for text in ("the 中", "文"))
+    assert StopStringWatch(tokenizer, (), prompt).text(new) == " 文"
 
 
 def test_the_completion_of_an_encoder_decoder_is_a_text_of_its_own() -> None:
