@@ -74,6 +74,7 @@ class RowMaker:
             given_tokens=len(start),
             max_new_tokens=max_new_tokens,
             end_tokens=frozenset(self.special_tokens.eos if stated is None else stated),
+            forced_first=self.special_tokens.forced_first,
             reservation=self._reservation(len(prompt), max_new_tokens),
             watch=StopStringWatch(
                 self.tokenizer, parameters.stop, () if self.is_encoder_decoder else prompt

@@ -17,12 +17,15 @@ class SpecialTokens:
         start: Token that an encoder-decoder's decoder reads first.
         blank: Stands for a prompt of no tokens: the first of the
             beginning-of-text and end tokens, or nothing.
+        forced_first: First new token of every completion of an encoder-decoder,
+            such as the target language of a translation; None to choose it freely.
     """
 
     eos: tuple[int, ...]
     pad: int
     start: int
     blank: tuple[int, ...] = ()
+    forced_first: int | None = None
 
 
 def special_tokens_of(model: Any, tokenizer: Any) -> SpecialTokens:
@@ -45,6 +48,7 @@ def special_tokens_of(model: Any, tokenizer: Any) -> SpecialTokens:
         pad=pad,
         start=next(int(start) for start in starts if start is not None),
         blank=(eos_ids if bos is None else (int(bos),))[:1],
+        forced_first=stated.forced_bos_token_id if model.config.is_encoder_decoder else None,
     )
 
 

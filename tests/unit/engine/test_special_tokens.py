@@ -10,7 +10,13 @@ import pytest
 from engine.decode.special_tokens import SpecialTokens, special_tokens_of
 
 
-def special_tokens(*, eos: Any = None, tokenizer_eos: int | None = None, **stated: Any) -> Any:
+def special_tokens(
+    *,
+    eos: Any = None,
+    tokenizer_eos: int | None = None,
+    is_encoder_decoder: bool = False,
+    **stated: Any,
+) -> SpecialTokens:
     settings = {
         "eos_token_id": eos,
         "pad_token_id": None,
@@ -19,11 +25,11 @@ def special_tokens(*, eos: Any = None, tokenizer_eos: int | None = None, **state
         "forced_bos_token_id": None,
     }
     model = SimpleNamespace(
-        config=SimpleNamespace(), generation_config=SimpleNamespace(**(settings | stated))
+        config=SimpleNamespace(is_encoder_decoder=is_encoder_decoder),
+        generation_config=SimpleNamespace(**(settings | stated)),
     )
     tokenizer = SimpleNamespace(eos_token_id=tokenizer_eos, pad_token_id=None, bos_token_id=None)
-    found: SpecialTokens = special_tokens_of(model, tokenizer)
-    return found
+    return special_tokens_of(model, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +48,11 @@ def test_a_completion_ends_at_the_end_tokens_of_settings_and_tokenizer(
     settings_eos: Any, tokenizer_eos: int | None, expected: tuple[int, ...]
 ) -> None:
     assert special_tokens(eos=settings_eos, tokenizer_eos=tokenizer_eos).eos == expected
+
+
+@pytest.mark.parametrize(("is_encoder_decoder", "expected"), [(True, 9), (False, None)])
+def test_the_forced_first_token_is_that_of_an_encoder_decoder(
+    is_encoder_decoder: bool, expected: int | None
+) -> None:
+    special = special_tokens(eos=2, forced_bos_token_id=9, is_encoder_decoder=is_encoder_decoder)
+    assert special.forced_first == expected
