@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from benchmarks.batching_models import description, forced_request
 from benchmarks.taking_turns import Cost, take_turns
 from engine.decode.engine import DecodeEngine
-from engine.decode.stopping import decode_text
+from engine.decode.stopping import text_of_new
 from engine.interface import RequestList
 from engine.model.loaded import Int8Model
 from engine.plan.limits import BatchLimits
@@ -95,8 +95,12 @@ class UniformBatch:
                 generation_config=self._settings,
                 streamer=_StepStreamer(pass_on),
             ).tolist()
-        read = 1 if self._model.model.config.is_encoder_decoder else ids.shape[1]
-        self._stock_texts = [decode_text(self._model.tokenizer, row[read:]) for row in tokens]
+        is_encoder_decoder = self._model.model.config.is_encoder_decoder
+        read = 1 if is_encoder_decoder else ids.shape[1]
+        before = 0 if is_encoder_decoder else read
+        self._stock_texts = [
+            text_of_new(self._model.tokenizer, row[:before], row[read:]) for row in tokens
+        ]
 
 
 class _StepStreamer:

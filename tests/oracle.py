@@ -16,7 +16,7 @@ from transformers import (
 from engine.decode.choice import draw_token, warpers
 from engine.decode.row import seeded
 from engine.decode.special_tokens import SpecialTokens, special_tokens_of
-from engine.decode.stopping import cut_at_stop, decode_text
+from engine.decode.stopping import cut_at_stop, text_of_new
 from engine.interface import GenerationRequest, SamplingParameters
 from engine.quiet import quiet_libraries
 
@@ -52,15 +52,17 @@ class _Sampler:
 class _Stopper:
     """A stopping criterion that decodes everything at every step."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...], eos: list[int], started: int) -> None:
-        self._tokenizer, self._stop, self._eos, self._started = tokenizer, stop, eos, started
+    def __init__(
+        self, tokenizer: Any, stop: tuple[str, ...], eos: list[int], before: list[int], started: int
+    ) -> None:
+        self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
+        self._before, self._started = before, started
         self.is_stopped = False
 
     def __call__(self, ids: torch.Tensor, _scores: object, **_options: object) -> torch.Tensor:
         tokens = ids[0, self._started :].tolist()
-        text = decode_text(self._tokenizer, tokens)
-        is_whole = not text.endswith("\ufffd")
-        self.is_stopped = tokens[-1] in self._eos or (is_whole and cut_at_stop(text, self._stop)[1])
+        text = text_of_new(self._tokenizer, self._before, tokens)
+        self.is_stopped = tokens[-1] in self._eos or cut_at_stop(text, self._stop)[1]
         return torch.tensor([self.is_stopped])
 
 
@@ -71,10 +73,11 @@ def new_tokens_alone(
     parameters = request.parameters
     stated = parameters.eos_token_ids
     eos = list(special.eos if stated is None else stated)
-    ids = torch.tensor([tokenizer(request.prompt)["input_ids"] or list(special.blank)])
+    ids = torch.tensor([_prompt_ids(special, tokenizer, request)])
     is_encoder_decoder = model.config.is_encoder_decoder
     started = 1 if is_encoder_decoder else ids.shape[1]
-    stopper = _Stopper(tokenizer, parameters.stop, eos, started)
+    before = [] if is_encoder_decoder else ids[0].tolist()
+    stopper = _Stopper(tokenizer, parameters.stop, eos, before, started)
     with torch.inference_mode(), quiet_libraries():
         rows = model.generate(
             input_ids=ids,
@@ -84,6 +87,10 @@ def new_tokens_alone(
             stopping_criteria=StoppingCriteriaList([stopper]),
         )
     return rows[0, started:].tolist(), stopper.is_stopped
+
+
+def _prompt_ids(special: SpecialTokens, tokenizer: Any, request: GenerationRequest) -> list[int]:
+    return tokenizer(request.prompt)["input_ids"] or list(special.blank)
 
 
 def _settings(parameters: SamplingParameters, special: SpecialTokens, eos: list[int]) -> Any:
@@ -107,5 +114,7 @@ def said_alone(model: Any, tokenizer: Any, request: GenerationRequest) -> Said:
     eos = request.parameters.eos_token_ids
     ends = special.eos if eos is None else eos
     spoken = tokens[:-1] if tokens[-1] in ends else tokens
-    text, _ = cut_at_stop(decode_text(tokenizer, spoken), request.parameters.stop)
+    is_continued = not model.config.is_encoder_decoder
+    before = _prompt_ids(special, tokenizer, request) if is_continued else []
+    text, _ = cut_at_stop(text_of_new(tokenizer, before, spoken), request.parameters.stop)
     return text, "stop" if is_stopped else "length", len(tokens)

@@ -38,7 +38,7 @@ FAILURES = {
     "out_of_memory": "the prompt does not fit the memory beside the model, even alone",
     "worker_crashed": "the worker died several times on this prompt alone",
     "no_chat_template": "messages were sent to a model whose tokenizer has no chat template",
-    "invalid_chat": "the chat template refused the messages",
+    "invalid_chat": "the chat template refused the messages, or leaves out what one of them says",
     "empty_prompt": "the prompt has no tokens, and the model has no beginning-of-text token",
     "invalid_text": "the tokenizer cannot read the prompt, or makes a token of it that the model "
     "does not have",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    ForcedBOSTokenLogitsProcessor,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -135,6 +136,8 @@ def _penalise(scores: torch.Tensor, row: Row) -> None:
                 device=str(scores.device),
             )
         )
+    if row.forced_token is not None:
+        processors.append(ForcedBOSTokenLogitsProcessor(row.forced_token))
     if processors:
         seen = torch.tensor([row.tokens], device=scores.device)  # [1, S]
         scores.copy_(processors(seen, scores))

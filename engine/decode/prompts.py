@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 from engine.cache.budget import Extent
 from engine.decode.admission import Reservation
+from engine.decode.chat import chat_text
 from engine.decode.row import Row, RowTimes, seeded
 from engine.decode.special_tokens import SpecialTokens
 from engine.decode.stopping import StopStringWatch
@@ -74,8 +73,11 @@ class RowMaker:
             given_tokens=len(start),
             max_new_tokens=max_new_tokens,
             end_tokens=frozenset(self.special_tokens.eos if stated is None else stated),
+            forced_first=self.special_tokens.forced_first,
             reservation=self._reservation(len(prompt), max_new_tokens),
-            watch=StopStringWatch(self.tokenizer, parameters.stop),
+            watch=StopStringWatch(
+                self.tokenizer, parameters.stop, () if self.is_encoder_decoder else prompt
+            ),
             times=RowTimes(taken=taken),
             generator=seeded(parameters.seed) if parameters.temperature > 0 else None,
         )
@@ -141,15 +143,13 @@ class RowMaker:
                 "this model's tokenizer has no chat template; send the text as a plain prompt "
                 "(/v1/completions), or choose a chat model",
             )
-        conversation = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=False
-            )
-        except (TemplateError, TypeError, ValueError) as error:
+            return chat_text(self.tokenizer, messages)
+        # A template is a program of its authors; it may raise anything.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise RefusedPromptError(
                 "invalid_chat",
-                f"the model's chat template refused the messages ({error}); change their roles "
+                f"the model's chat template refused the messages ({reason}); change their roles "
                 "or order",
             ) from error
-        return text

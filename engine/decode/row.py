@@ -48,6 +48,7 @@ class Row:
             an encoder-decoder's start token.
         max_new_tokens: Upper bound on new tokens.
         end_tokens: Token ids that end the row.
+        forced_first: First new token, whatever the model says; None to choose it.
         reservation: Memory that the row takes at its longest.
         watch: Finds stop strings in the new tokens.
         times: When things happened to it.
@@ -67,6 +68,7 @@ class Row:
     reservation: Reservation
     watch: StopStringWatch
     times: RowTimes
+    forced_first: int | None = None
     generator: torch.Generator | None = None
     cached_tokens: int = 0
     states: Any = None
@@ -102,12 +104,18 @@ class Row:
         return bool(self.end_tokens) and so_far < self.request.parameters.min_new_tokens
 
     @property
+    def forced_token(self) -> int | None:
+        """The next token if the checkpoint's settings fix it."""
+        return None if len(self.tokens) > self.given_tokens else self.forced_first
+
+    @property
     def is_plain(self) -> bool:
         """Whether the next token is just the likeliest."""
         return (
             self.generator is None
             and self.request.parameters.repetition_penalty == 1.0
             and not self.holds_back_end
+            and self.forced_token is None
         )
 
     def append(self, chosen: ChosenToken, now: float) -> None:
@@ -138,7 +146,7 @@ class Row:
         new_tokens = self.new_tokens
         # An end token that the tokenizer does not know as special is no text either.
         spoken = new_tokens[:-1] if new_tokens[-1] in self.end_tokens else new_tokens
-        text, was_cut = cut_at_stop(decode_text(tokenizer, spoken), parameters.stop)
+        text, was_cut = cut_at_stop(self.watch.text(spoken), parameters.stop)
         if parameters.echo:
             text = self._prompt_text(tokenizer) + text
         times = self.times

@@ -84,12 +84,23 @@ def test_a_chat_without_a_template_says_what_to_do(
     assert "plain prompt" in error.message
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ 1 // 0 }}",
+        "{{ {}.pop('key') }}",
+        "{{ messages | sum }}",
+        "{{ messages.content.parts }}",
+        "{{ range(10 ** 9) }}",
+        "{% for %}",
+        "no content",
+    ],
+)
 def test_a_template_that_refuses_the_messages_fails_that_prompt_alone(
-    folders: dict[str, Path], tmp_path: Path
+    template: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    engine = load(
-        with_chat_template(folders["tiny-bloom"], tmp_path, "{{ raise_exception('no') }}")
-    )
+    engine = load(with_chat_template(folders["tiny-bloom"], tmp_path, template))
     results = run(engine, [request(0, CHAT), request(1, "A")])
     assert results[0].error is not None
     assert results[0].error.code == "invalid_chat"

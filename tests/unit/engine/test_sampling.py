@@ -93,6 +93,19 @@ def test_min_new_tokens_masks_the_end_until_it_is_reached() -> None:
     assert chosen(logits, row) == [END]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0}, {"repetition_penalty": 2.0}], ids=str
+)
+def test_a_forced_first_token_comes_first_and_only_there(options: dict[str, Any]) -> None:
+    logits = torch.full((1, VOCABULARY), -torch.inf)
+    logits[0, 7], logits[0, 8] = 9.0, -9.0
+    row = row_of([1], **options)
+    row.forced_first = 30
+    assert chosen(logits.nan_to_num(neginf=-99.0), row) == [30]
+    row.tokens.append(30)
+    assert chosen(logits, row) == [7]
+
+
 def test_a_temperature_next_to_zero_is_the_greedy_pick() -> None:
     logits = some_logits()
     assert chosen(logits, row_of(temperature=1e-40)) == [int(logits.argmax())]
