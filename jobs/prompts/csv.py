@@ -36,7 +36,8 @@ def read_csv(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[Re
                 continue
             if len(row) != len(header):
                 raise LineError(
-                    f"{len(row)} cells; expected {len(header)} as in the header "
+                    f"{len(row)} {'cell' if len(row) == 1 else 'cells'}; "
+                    f"expected {len(header)} as in the header "
                     "(a cell that holds a comma or a quote needs quotes around it)"
                 )
         except StopIteration:
@@ -99,8 +100,6 @@ def _csv_problem(error: csv.Error) -> str:
     text = str(error)
     if "unexpected end of data" in text:
         return "a quote is left open to the end of the file; expected a closing quote"
-    if "new-line character" in text:
-        return "a carriage return stands in the middle of the line; expected lines to end in \\n"
     return f"not valid CSV: {text}; expected quotes inside a quoted cell to be doubled"
 
 

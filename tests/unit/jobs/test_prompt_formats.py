@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 
 from jobs.prompts.file import PromptFile
+from jobs.prompts.lines import numbered_lines
 from jobs.prompts.parameters import PARAMETERS, ParameterError
 from tests.unit.jobs.prompt_contents import Content, as_bytes, problems_of, request, requests_of
 
@@ -161,6 +163,51 @@ class TestJsonLines:
             PromptFile("absent.jsonl", job_parameters={"temperature": 9})
 
 
+class TestLineEnds:
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+    @pytest.mark.parametrize(
+        ("file_format", "lines"),
+        [
+            ("txt", [b"one", b"", b"two", b"three"]),
+            ("jsonl", [b'{"prompt": "one"}', b"", b'{"prompt": "two"}', b'{"prompt": "three"}']),
+            ("csv", [b"prompt", b"one", b"two", b'"three"']),
+        ],
+    )
+    def test_a_line_ends_at_a_line_feed_a_carriage_return_or_both(
+        self, file_format: str, lines: list[bytes], end: bytes
+    ) -> None:
+        for content in (end.join(lines), end.join([*lines, b""])):
+            read = requests_of(content, file_format)
+            assert [each.prompt for each in read] == ["one", "two", "three"]
+
+    def test_each_line_of_a_file_may_end_in_its_own_way(self) -> None:
+        content = b"one\rtwo\r\nthree\r\r\nfour\n"
+        assert requests_of(content, "txt") == [
+            request(1, "one"),
+            request(2, "two"),
+            request(3, "three"),
+            request(5, "four"),
+        ]
+
+    def test_a_carriage_return_inside_quotes_belongs_to_the_cell(self) -> None:
+        content = b'prompt\r"one\rtwo\r\nthree"\rfour\r'
+        assert requests_of(content, "csv") == [
+            request(2, "one\rtwo\r\nthree"),
+            request(5, "four"),
+        ]
+
+    def test_lines_are_told_apart_wherever_a_block_of_the_file_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = b"one\rtwo\r\nlong line\rfour\r\nlonger line\r\nsix"
+        monkeypatch.setattr("jobs.prompts.lines.LONGEST_LINE_BYTES", 6)
+        for shift in range(7):
+            lines = dict(numbered_lines(io.BytesIO(b"\n" + b"x" * shift + b"\r" + content)))
+            assert [lines[3].strip(), lines[4].strip()] == [b"one", b"two"]
+            assert [len(lines[5]) > 6, len(lines[7]) > 6] == [True, True]
+            assert [lines[6].strip(), lines[8]] == [b"four", b"six"]
+
+
 class TestText:
     def test_a_line_is_a_prompt_with_its_spaces(self) -> None:
         content = b"\xef\xbb\xbf one \r\n\n \t\r\ntwo\r"
@@ -204,8 +251,9 @@ class TestCsv:
                 "expected quotes inside a quoted cell to be doubled",
             ),
             (
-                "a\rb,,",
-                "a carriage return stands in the middle of the line; expected lines to end in \\n",
+                "a",
+                "1 cell; expected 3 as in the header "
+                "(a cell that holds a comma or a quote needs quotes around it)",
             ),
             (b"\xff,,", "byte 0xff at position 1 is not UTF-8; expected a file saved as UTF-8"),
         ],
