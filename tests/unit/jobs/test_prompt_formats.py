@@ -34,6 +34,27 @@ class TestJsonLines:
         )
         assert read.messages == [system, {"role": "user", "content": "Hi"}]
 
+    @pytest.mark.parametrize(
+        "extra",
+        [{"cache_control": {"type": "ephemeral"}}, {"annotations": []}, {"id": 1, "index": None}],
+    )
+    def test_further_keys_of_a_text_part_change_nothing(self, extra: dict[str, object]) -> None:
+        part = {"type": "text", "text": "Hi"} | extra
+        (read,) = requests_of(json.dumps({"messages": [{"role": "user", "content": [part]}]}))
+        assert read.messages == [{"role": "user", "content": "Hi"}]
+
+    def test_empty_keys_of_a_message_change_nothing(self) -> None:
+        message = {"role": "assistant", "content": "Hi"}
+        empty: dict[str, object] = {
+            "refusal": None,
+            "tool_calls": [],
+            "annotations": [],
+            "audio": None,
+            "name": "",
+        }
+        (read,) = requests_of(json.dumps({"messages": [message | empty]}))
+        assert read.messages == [message]
+
     def test_blank_lines_are_skipped_and_counted(self) -> None:
         lines = b'\xef\xbb\xbf\r\n{"prompt": "a"}\r\n  \r\n\r\n{"prompt": "b"}'
         assert requests_of(lines) == [request(2, "a"), request(5, "b")]
@@ -129,7 +150,7 @@ class TestJsonLines:
                 "messages[0].content: null is not text; expected a string or text parts",
             ),
             (
-                [{"role": "user", "content": "a", "tool_calls": []}],
+                [{"role": "user", "content": "a", "tool_calls": [{"id": "x"}]}],
                 "messages[0]: 'tool_calls' is not supported; expected role and content",
             ),
             (
