@@ -19,6 +19,9 @@ from jobs.prompts.lines import (
 from jobs.prompts.parameters import PARAMETERS, unknown_problem
 
 COLUMNS = ("prompt", "custom_id", *PARAMETERS)
+# Names of the column of row numbers that pandas puts first: in the file it
+# writes, and in one that it has read and written again.
+INDEX_NAMES = ("", "Unnamed: 0")
 
 
 def read_csv(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[Record]:
@@ -104,15 +107,17 @@ def _csv_problem(error: csv.Error) -> str:
 
 
 def _header(row: list[str]) -> list[str]:
-    """The column names.
+    """The column names; that of a first column with row numbers is empty.
 
     Raises:
         LineError: A name is unknown or stands twice, or prompt is missing.
     """
     names = [name.strip() for name in row]
+    if len(names) > 1 and names[0] in INDEX_NAMES:
+        names[0] = ""
     problems = [
         unknown_problem("column", name, COLUMNS)
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys(names[1:] if names[0] == "" else names)
         if name not in COLUMNS
     ]
     problems += [
@@ -134,7 +139,7 @@ def _request(
     for name, cell in zip(header, row, strict=True):
         if name == "prompt":
             draft.take_prompt(cell)
-        elif not cell:
+        elif not name or not cell:
             continue
         elif name == "custom_id":
             draft.take_custom_id(cell)

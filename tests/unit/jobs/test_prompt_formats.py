@@ -255,6 +255,19 @@ class TestCsv:
             request(5, "Bye", parameters={"stop": ["END"]}),
         ]
 
+    @pytest.mark.parametrize("index", ["", '""', "Unnamed: 0"])
+    def test_a_first_column_of_row_numbers_is_passed_over(self, index: str) -> None:
+        content = f"{index},prompt,custom_id,max_new_tokens\n0,one,a,8.0\n1,two,b,\n"
+        assert requests_of(content, "csv") == [
+            request(2, "one", custom_id="a", parameters={"max_new_tokens": 8}),
+            request(3, "two", custom_id="b"),
+        ]
+
+    @pytest.mark.parametrize("header", ["prompt,", "prompt,,seed", ",,prompt"])
+    def test_a_column_without_a_name_elsewhere_is_refused(self, header: str) -> None:
+        problem = f"unknown column ''; known: {COLUMNS}"
+        assert problems_of(f"{header}\na,b,c\n", "csv") == [f":1: {problem}"]
+
     @pytest.mark.parametrize(
         ("record", "problem"),
         [
