@@ -82,6 +82,8 @@ def request_from_fields(
     if len(fields) <= 2 and (request := _plain_request(line, fields)):
         return request
     draft = RequestDraft(line)
+    # Tools that write tables give every line the keys of all.
+    fields = {key: value for key, value in fields.items() if value is not None}
     if is_openai_line(fields):
         take_openai_line(draft, fields)
         return draft.finish(job_parameters)

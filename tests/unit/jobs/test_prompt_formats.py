@@ -23,8 +23,9 @@ class TestJsonLines:
         parameters = {"temperature": 1.0, "stop": ["\n"]}
         assert requests_of(line) == [request(1, "Hi", custom_id="a", parameters=parameters)]
 
-    def test_a_null_custom_id_is_none(self) -> None:
-        assert requests_of('{"prompt": "Hi", "custom_id": null}') == [request(1, "Hi")]
+    @pytest.mark.parametrize("key", ["custom_id", "messages", "url", "body", "seed", "topic"])
+    def test_a_null_key_counts_as_not_given(self, key: str) -> None:
+        assert requests_of(json.dumps({"prompt": "Hi", key: None})) == [request(1, "Hi")]
 
     def test_a_line_may_be_a_chat(self) -> None:
         parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
@@ -64,7 +65,7 @@ class TestJsonLines:
         [
             ('{"prompt": ""}', "prompt is empty; expected at least one character"),
             ('{"prompt": 7}', "prompt: 7 is not a string; expected a string"),
-            ('{"prompt": null}', "prompt: null is not a string; expected a string"),
+            ('{"prompt": null}', 'prompt is missing; expected {"prompt": "..."}'),
             ('{"prompt": ["a"]}', "prompt: a list of 1 is not a string; expected a string"),
             ("{}", 'prompt is missing; expected {"prompt": "..."}'),
             ('{"prompt": "a\\u0000"}', f"prompt {NUL}"),

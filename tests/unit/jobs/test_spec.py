@@ -18,7 +18,7 @@ from jobs.prompts.parameters import (
 
 SEED_RANGE = "a whole number from 0 to 9223372036854775807"
 IDS = "a token id or a list of 0 to 16 of them, each a whole number from 0 to 2147483647"
-STOP = "a string or a list of 1 to 16 strings, none empty"
+STOP = "a string or a list of 0 to 16 strings, none empty"
 
 
 def refusal(raw: dict[str, object]) -> list[str]:
@@ -87,7 +87,6 @@ def refusal(raw: dict[str, object]) -> list[str]:
             {"seed": 10**5000},
             f"seed: a number of many digits is out of range; expected {SEED_RANGE}",
         ),
-        ({"stop": []}, f"stop: a list of 0 is not usable; expected {STOP}"),
         ({"stop": ["x"] * 17}, f"stop: a list of 17 is not usable; expected {STOP}"),
         ({"stop": ["x", ""]}, f"stop: '' is not usable; expected {STOP}"),
         ({"stop": ""}, f"stop: '' is not usable; expected {STOP}"),
@@ -159,6 +158,7 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"eos_token_ids": 2}, {"eos_token_ids": [2]}),
         ({"eos_token_ids": (2, 0)}, {"eos_token_ids": [2, 0]}),
         ({"eos_token_ids": []}, {"eos_token_ids": []}),
+        ({"stop": []}, {"stop": []}),
         ({"logprobs": 0, "echo": True}, {"logprobs": 0, "echo": True}),
         ({"max_new_tokens": 1_000_000}, {"max_new_tokens": 1_000_000}),
         # Libraries for tables write whole numbers as floats where a column has gaps.
