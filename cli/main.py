@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 
 import click
@@ -49,6 +50,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with the command's code."""
+    _replace_closed_streams()
     if not LONG_LIVED.intersection(sys.argv[1:2]):
         # Collecting while SQLAlchemy and Celery are imported is a fifth of
         # submit's CPU (0.55 s against 0.43 s) and frees nothing; commands that
@@ -62,3 +64,19 @@ def main() -> None:
         cli(prog_name="tgp-jobs")
     except KeyboardInterrupt:  # before a command was found
         sys.exit(130)
+
+
+def _replace_closed_streams() -> None:
+    """Discard what goes to a standard output or standard error that is closed (`>&-`).
+
+    The descriptor must not stay free: the next file to be opened, perhaps the
+    ledger, would get it, and a library that prints would write into that file.
+    """
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        opened = os.open(os.devnull, os.O_WRONLY)
+        if opened != descriptor:
+            os.dup2(opened, descriptor)
+            os.close(opened)
+        setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))

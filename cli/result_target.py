@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from cli.output import note
 from jobs.errors import BadInputError
 
 Write = Callable[[str], None]
@@ -53,6 +54,9 @@ def open_target(output: str | None, *, live: bool) -> Iterator[Write]:
 
 
 def _standard_output(*, live: bool) -> Iterator[Write]:
+    # Python keeps here what it was started with, None if that was closed.
+    if sys.__stdout__ is None:
+        note("standard output is closed: the results are not shown; -o PATH writes them to a file")
     sys.stdout.flush()
     binary = sys.stdout.buffer
     is_terminal = sys.stdout.isatty()

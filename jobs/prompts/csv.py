@@ -19,6 +19,9 @@ from jobs.prompts.lines import (
 from jobs.prompts.parameters import PARAMETERS, unknown_problem
 
 COLUMNS = ("prompt", "custom_id", *PARAMETERS)
+# Names of the column of row numbers that pandas puts first: in the file it
+# writes, and in one that it has read and written again.
+INDEX_NAMES = ("", "Unnamed: 0")
 
 
 def read_csv(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[Record]:
@@ -36,7 +39,8 @@ def read_csv(stream: BinaryIO, job_parameters: Mapping[str, Any]) -> Iterator[Re
                 continue
             if len(row) != len(header):
                 raise LineError(
-                    f"{len(row)} cells; expected {len(header)} as in the header "
+                    f"{len(row)} {'cell' if len(row) == 1 else 'cells'}; "
+                    f"expected {len(header)} as in the header "
                     "(a cell that holds a comma or a quote needs quotes around it)"
                 )
         except StopIteration:
@@ -99,21 +103,21 @@ def _csv_problem(error: csv.Error) -> str:
     text = str(error)
     if "unexpected end of data" in text:
         return "a quote is left open to the end of the file; expected a closing quote"
-    if "new-line character" in text:
-        return "a carriage return stands in the middle of the line; expected lines to end in \\n"
     return f"not valid CSV: {text}; expected quotes inside a quoted cell to be doubled"
 
 
 def _header(row: list[str]) -> list[str]:
-    """The column names.
+    """The column names; that of a first column with row numbers is empty.
 
     Raises:
         LineError: A name is unknown or stands twice, or prompt is missing.
     """
     names = [name.strip() for name in row]
+    if len(names) > 1 and names[0] in INDEX_NAMES:
+        names[0] = ""
     problems = [
         unknown_problem("column", name, COLUMNS)
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys(names[1:] if names[0] == "" else names)
         if name not in COLUMNS
     ]
     problems += [
@@ -135,7 +139,7 @@ def _request(
     for name, cell in zip(header, row, strict=True):
         if name == "prompt":
             draft.take_prompt(cell)
-        elif not cell:
+        elif not name or not cell:
             continue
         elif name == "custom_id":
             draft.take_custom_id(cell)

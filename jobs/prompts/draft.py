@@ -144,8 +144,8 @@ class RequestDraft:
         if role not in ROLES:
             self.refuse(f"{where}.role: {describe(role)} is not a role; expected {_any_of(ROLES)}")
         for key, given in value.items():
-            # Tools write "tool_calls": null and the like into every message.
-            if key not in ("role", "content") and given is not None:
+            # Tools write "refusal": null and "tool_calls": [] into every message.
+            if key not in ("role", "content") and given not in (None, "", [], {}):
                 self.refuse(f"{where}: {describe(key)} is not supported; expected role and content")
         content = self._content(f"{where}.content", value.get("content"))
         return {"role": str(role), "content": content}
@@ -161,7 +161,8 @@ class RequestDraft:
         return "".join(self._part(f"{where}[{index}]", part) for index, part in enumerate(value))
 
     def _part(self, where: str, value: object) -> str:
-        if not isinstance(value, dict) or value.get("type") != "text" or len(value) != 2:
+        # Other keys of a text part, such as cache_control, do not change the text.
+        if not isinstance(value, dict) or value.get("type") != "text":
             kind = value.get("type") if isinstance(value, dict) else value
             self.refuse(
                 f"{where}: a part of type {describe(kind)} is not supported; "

@@ -27,18 +27,30 @@ class LineError(ValueError):
 
 
 def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers from 1.
+    """Lines with their ends and their numbers from 1.
 
-    Of a line that is too long only its first LONGEST_LINE_BYTES + 1 bytes are
-    given, for decode_line to refuse; the rest is skipped in pieces.
+    A line ends at a line feed, a carriage return, or both in that order that
+    Windows writes. Of a line that is too long LONGEST_LINE_BYTES + 1 bytes are
+    given, for decode_line to refuse; the rest is skipped.
     """
     line = 0
-    while raw := stream.readline(LONGEST_LINE_BYTES + 1):
-        line += 1
-        if len(raw) > LONGEST_LINE_BYTES and not raw.endswith(b"\n"):
-            while (rest := stream.readline(2**20)) and not rest.endswith(b"\n"):
-                pass
-        yield line, raw
+    begun = b""  # a line whose end was not read yet
+    while block := stream.readline(LONGEST_LINE_BYTES + 1):
+        is_whole = block.endswith(b"\n")
+        if not begun and is_whole and b"\r" not in block:
+            line += 1
+            yield line, block
+            continue
+        parts = (begun + block).splitlines(keepends=True)
+        # A carriage return at the end of a block may have a line feed after it.
+        begun = b"" if is_whole else parts.pop()
+        if len(begun) > LONGEST_LINE_BYTES:
+            begun = begun[:LONGEST_LINE_BYTES] + begun[-1:]
+        for part in parts:
+            line += 1
+            yield line, part
+    if begun:
+        yield line + 1, begun
 
 
 def is_blank(raw: bytes) -> bool:
@@ -70,6 +82,8 @@ def request_from_fields(
     if len(fields) <= 2 and (request := _plain_request(line, fields)):
         return request
     draft = RequestDraft(line)
+    # Tools that write tables give every line the keys of all.
+    fields = {key: value for key, value in fields.items() if value is not None}
     if is_openai_line(fields):
         take_openai_line(draft, fields)
         return draft.finish(job_parameters)

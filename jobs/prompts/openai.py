@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from jobs.prompts.draft import RequestDraft
 from jobs.prompts.parameters import PARAMETERS, unknown_problem
-from jobs.wording import describe, text_problem
+from jobs.wording import describe, json_text, text_problem
 
 COMPLETIONS_URL = "/v1/completions"
 
@@ -23,18 +23,59 @@ LINE_KEYS = ("custom_id", "method", "url", "body")
 RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 
 
-# Keys that change nothing at this value; tools write them into every line.
-NEUTRAL: dict[str, object] = {
-    "n": 1,
-    "best_of": 1,
-    "stream": False,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
+# Keys that change nothing at these values; tools write them into every line.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": ("medium",),
+    "verbosity": ("medium",),
+    # vLLM's own.
+    "min_p": (0,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "early_stopping": (False,),
+    "bad_words": ([],),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
 }
 
 
-# Keys for the sender's bookkeeping, with no bearing on the completion.
-IGNORED = frozenset({"user", "metadata", "store"})
+# Keys for the sender's bookkeeping, or for speed, or for a stream or tools that
+# a line cannot ask for anyway; none has a bearing on the completion.
+IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prediction",
+        "stream_options",
+        "parallel_tool_calls",
+        "priority",
+        "request_id",
+    }
+)
 
 
 def is_openai_line(fields: dict[str, object]) -> bool:
@@ -60,6 +101,7 @@ def take_openai_line(draft: RequestDraft, fields: dict[str, object]) -> None:
         wrong = f": {describe(body)} is not an object" if "body" in fields else " is missing"
         draft.refuse(f"body{wrong}; expected an object with prompt or messages")
         return
+    body = {key: value for key, value in body.items() if value is not None}
     # Without a usable url the body itself says which of the two it is.
     is_chat = url == CHAT_URL if url in (COMPLETIONS_URL, CHAT_URL) else "messages" in body
     _take_text(draft, body, is_chat=is_chat)
@@ -103,8 +145,6 @@ def _take_options(draft: RequestDraft, body: dict[str, object], *, is_chat: bool
 
 
 def _take_model(draft: RequestDraft, value: object) -> None:
-    if value is None:
-        return
     if not isinstance(value, str) or not value or text_problem(value):
         draft.refuse(f"body.model: {describe(value)} is not a model's name; expected a string")
         return
@@ -114,16 +154,14 @@ def _take_model(draft: RequestDraft, value: object) -> None:
 def _take_chat_logprobs(draft: RequestDraft, body: dict[str, object]) -> None:
     """A chat has a switch, and how many of the likeliest under another key."""
     wanted = body["logprobs"]
-    if wanted is not None and not isinstance(wanted, bool):
+    if not isinstance(wanted, bool):
         draft.refuse(
             f"body.logprobs: {describe(wanted)} is not usable in a chat; expected true or false, "
             "and how many in top_logprobs"
         )
     elif wanted:
-        count = body.get("top_logprobs")
-        draft.take_parameter(
-            "logprobs", 0 if count is None else count, shown_as="body.top_logprobs"
-        )
+        count = body.get("top_logprobs", 0)
+        draft.take_parameter("logprobs", count, shown_as="body.top_logprobs")
 
 
 def _check_top_logprobs(draft: RequestDraft, body: dict[str, object], *, is_chat: bool) -> None:
@@ -132,17 +170,17 @@ def _check_top_logprobs(draft: RequestDraft, body: dict[str, object], *, is_chat
             f"body.top_logprobs: does not belong to {COMPLETIONS_URL}; "
             "expected a number in logprobs"
         )
-    elif body["top_logprobs"] not in (None, 0) and body.get("logprobs") is not True:
+    elif body["top_logprobs"] != 0 and body.get("logprobs") is not True:
         draft.refuse("body.top_logprobs: changes nothing without logprobs; expected it to be true")
 
 
 def _check_neutral(draft: RequestDraft, key: str, value: object) -> None:
     neutral = NEUTRAL[key]
     # true == 1 in Python, so the kinds are compared as well.
-    same_kind = isinstance(value, bool) == isinstance(neutral, bool)
-    if value is None or (same_kind and value == neutral):
+    if any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral):
         return
-    problem = f"body.{key}: {describe(value)} is not supported; expected {describe(neutral)}"
+    expected = " or ".join(json_text(each) for each in neutral)
+    problem = f"body.{key}: {describe(value)} is not supported; expected {expected}"
     if key in ("n", "best_of"):
         problem += " (a prompt has one completion; repeat the line to have more)"
     draft.refuse(problem)
@@ -154,8 +192,6 @@ def _take_parameter(draft: RequestDraft, key: str, value: object, given_as: dict
         known = ["model", "prompt", "messages", *RENAMED, "top_logprobs", *PARAMETERS]
         problem = unknown_problem("key", key, known)
         draft.refuse(f"body: {problem}; other keys are not supported")
-        return
-    if value is None:
         return
     if name in given_as:
         draft.refuse(f"body.{key}: {given_as[name]} was given as well; expected one of them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Literal
 
 from jobs.wording import describe, text_problem
@@ -17,6 +18,10 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 # Beyond any vocabulary, and within what every library takes for an id.
 GREATEST_TOKEN_ID = 2**31 - 1
+
+
+# Above it a float stands for several whole numbers.
+GREATEST_EXACT_FLOAT = 2**53
 
 
 Kind = Literal["integer", "number", "boolean", "strings", "token_ids"]
@@ -90,11 +95,11 @@ class Parameter:
             if not isinstance(value, bool):
                 raise ValueError(f"{describe(value)} is not usable; expected {self.expected}")
             return value
+        number: Any = _whole(value) if self.kind == "integer" else value
         # bool is an int to Python but not to anyone who writes a file.
         wanted = (int,) if self.kind == "integer" else (int, float)
-        if type(value) not in wanted:
+        if type(number) not in wanted:
             raise ValueError(f"{describe(value)} is not {self._noun}; expected {self.expected}")
-        number: Any = value
         # Written so that NaN fails it too.
         if not (self.low <= number <= self.high) or (self.above_low and number == self.low):
             raise ValueError(f"{describe(value)} is out of range; expected {self.expected}")
@@ -135,18 +140,25 @@ class Parameter:
         return strings
 
     def _parse_token_ids(self, value: object) -> list[int]:
-        ids = self._listed(value, int)
+        ids: list[Any] = [_whole(each) for each in self._listed(value, int | float)]
         for each in ids:
             if type(each) is not int or not 0 <= each <= GREATEST_TOKEN_ID:
                 raise ValueError(f"{describe(each)} is not usable; expected {self.expected}")
         return ids
 
-    def _listed(self, value: object, entry: type) -> list[Any]:
+    def _listed(self, value: object, entry: type | UnionType) -> list[Any]:
         """The value as a list of as many entries as are allowed; one alone may stand for it."""
         entries = [value] if isinstance(value, entry) else value
         if not isinstance(entries, list | tuple) or not self.low <= len(entries) <= self.high:
             raise ValueError(f"{describe(value)} is not usable; expected {self.expected}")
         return list(entries)
+
+
+def _whole(value: object) -> object:
+    """The value, with 8.0 as 8: pandas writes whole numbers so where a column has gaps."""
+    if not isinstance(value, float) or abs(value) > GREATEST_EXACT_FLOAT:
+        return value
+    return int(value) if value.is_integer() else value
 
 
 def _strings_from_text(text: str) -> object:

@@ -86,7 +86,7 @@ PARAMETERS: Mapping[str, Parameter] = {
             kind="strings",
             default=None,
             help="end a completion before the first of these strings",
-            low=1,
+            low=0,
             high=16,
         ),
         Parameter(

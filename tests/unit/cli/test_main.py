@@ -166,6 +166,34 @@ def test_a_reader_that_leaves_early_causes_no_traceback(
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "command",
+    ["list", "list --json", "status {id}", "models", "results {id}", "run {file} {model}"],
+)
+def test_a_closed_standard_stream_is_no_failure(
+    home: Path, job_id: str, sqlite_database: Database, command: str, closed: str
+) -> None:
+    # given a job that has ended, and a model that needs no weights
+    work_off(sqlite_database, job_id, [completed(index) for index in range(3)])
+    (home / "catalogue.toml").write_text('[models.nothing]\nengine = "null"\n')
+    (home / "one.txt").write_text("one\n")
+    words = command.format(id=job_id, file=home / "one.txt", model="--model nothing")
+    # when a command is started without its standard output or error
+    done = subprocess.run(
+        f"exec {sys.executable} -c 'from cli.main import main; main()' {words} {closed}",
+        shell=True,
+        env={**os.environ, "TGP_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # then it does its work, and says where what it would have shown can be had
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    loses_results = closed == ">&-" and command.startswith(("results", "run"))
+    assert ("standard output is closed" in done.stderr) == loses_results
+
+
 def test_help_imports_nothing_that_it_does_not_need(home: Path) -> None:
     shown, modules = run_in_fresh_process(home, "--help")
     assert "submit" in shown

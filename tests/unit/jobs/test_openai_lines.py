@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from jobs.prompts.parameters import PARAMETERS
+from jobs.prompts.openai import IGNORED, NEUTRAL
+from jobs.prompts.parameters import PARAMETERS, resolve_parameters
 from tests.unit.jobs.prompt_contents import openai, problems_of, request, requests_of, summary_of
 
 BODY_KEYS = [
@@ -47,12 +50,78 @@ def test_a_chat_line_is_a_request() -> None:
         ("user", "u"),
         ("metadata", {"a": "b"}),
         ("store", True),
-        ("stop", None),
-        ("model", None),
+        ("n", 1.0),
+        ("suffix", ""),
+        ("logit_bias", {}),
+        ("response_format", {"type": "text"}),
+        ("modalities", ["text"]),
+        ("tools", []),
+        ("tool_choice", "auto"),
+        ("tool_choice", "none"),
+        ("functions", []),
+        ("function_call", "none"),
+        ("parallel_tool_calls", True),
+        ("reasoning_effort", "medium"),
+        ("stream_options", {"include_usage": True}),
+        ("service_tier", "flex"),
+        ("prompt_cache_key", "k"),
+        ("min_p", 0.0),
+        ("skip_special_tokens", True),
+        ("chat_template_kwargs", {}),
     ],
 )
 def test_an_option_that_changes_nothing_is_accepted(key: str, value: object) -> None:
     assert requests_of(openai({"prompt": "Hi", key: value})) == [request(1, "Hi")]
+
+
+@pytest.mark.parametrize("key", [*BODY_KEYS, *NEUTRAL, *IGNORED, "audio", "guided_json"])
+def test_null_in_a_body_means_not_given(key: str) -> None:
+    assert requests_of(openai({key: None} | {"prompt": "Hi"})) == [request(1, "Hi")]
+    messages = [{"role": "user", "content": "Hi", "name": None}]
+    url = "/v1/chat/completions"
+    (read,) = requests_of(openai({key: None} | {"messages": messages}, url=url))
+    assert (read.prompt, read.parameters, read.model) == (None, {}, None)
+
+
+@pytest.mark.parametrize("key", ["custom_id", "method", "id"])
+def test_null_in_an_openai_line_means_not_given(key: str) -> None:
+    line = {"url": "/v1/completions", "body": {"prompt": "Hi"}, key: None}
+    assert requests_of(json.dumps(line)) == [request(1, "Hi")]
+    line = {"url": None, "body": {"prompt": "Hi"}, key: None}
+    assert requests_of(json.dumps(line)) == [request(1, "Hi")]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("tools", [{"type": "function"}], "a list of 1 is not supported; expected []"),
+        ("tool_choice", "required", '\'required\' is not supported; expected "none" or "auto"'),
+        ("logit_bias", {"50256": -100}, "an object is not supported; expected {}"),
+        (
+            "response_format",
+            {"type": "json_object"},
+            'an object is not supported; expected {"type": "text"}',
+        ),
+        ("modalities", ["text", "audio"], 'a list of 2 is not supported; expected ["text"]'),
+        ("reasoning_effort", "low", "'low' is not supported; expected \"medium\""),
+        ("skip_special_tokens", False, "false is not supported; expected true"),
+        ("min_p", False, "false is not supported; expected 0"),
+        (
+            "chat_template_kwargs",
+            {"enable_thinking": False},
+            "an object is not supported; expected {}",
+        ),
+    ],
+)
+def test_a_value_that_would_change_the_answer_is_refused_by_name(
+    key: str, value: object, expected: str
+) -> None:
+    assert problems_of(openai({"prompt": "Hi", key: value})) == [f":1: body.{key}: {expected}"]
+
+
+def test_an_empty_list_of_stop_strings_is_none() -> None:
+    (read,) = requests_of(openai({"prompt": "Hi", "stop": []}))
+    assert resolve_parameters({"stop": ["END"]}, read.parameters).stop == ()
 
 
 @pytest.mark.parametrize(
@@ -77,8 +146,8 @@ def test_an_option_that_changes_nothing_is_accepted(key: str, value: object) -> 
         ({"echo": 1}, "body.echo: 1 is not usable; expected true or false"),
         ({"presence_penalty": 0.5}, "body.presence_penalty: 0.5 is not supported; expected 0"),
         (
-            {"tools": []},
-            f"body: unknown key 'tools'; known: {', '.join(BODY_KEYS)}; "
+            {"guided_json": {}},
+            f"body: unknown key 'guided_json'; known: {', '.join(BODY_KEYS)}; "
             "other keys are not supported",
         ),
         (

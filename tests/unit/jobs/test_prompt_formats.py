@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 
 from jobs.prompts.file import PromptFile
+from jobs.prompts.lines import numbered_lines
 from jobs.prompts.parameters import PARAMETERS, ParameterError
 from tests.unit.jobs.prompt_contents import Content, as_bytes, problems_of, request, requests_of
 
@@ -21,8 +23,9 @@ class TestJsonLines:
         parameters = {"temperature": 1.0, "stop": ["\n"]}
         assert requests_of(line) == [request(1, "Hi", custom_id="a", parameters=parameters)]
 
-    def test_a_null_custom_id_is_none(self) -> None:
-        assert requests_of('{"prompt": "Hi", "custom_id": null}') == [request(1, "Hi")]
+    @pytest.mark.parametrize("key", ["custom_id", "messages", "url", "body", "seed", "topic"])
+    def test_a_null_key_counts_as_not_given(self, key: str) -> None:
+        assert requests_of(json.dumps({"prompt": "Hi", key: None})) == [request(1, "Hi")]
 
     def test_a_line_may_be_a_chat(self) -> None:
         parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
@@ -31,6 +34,27 @@ class TestJsonLines:
             json.dumps({"messages": [system, {"role": "user", "content": parts}]})
         )
         assert read.messages == [system, {"role": "user", "content": "Hi"}]
+
+    @pytest.mark.parametrize(
+        "extra",
+        [{"cache_control": {"type": "ephemeral"}}, {"annotations": []}, {"id": 1, "index": None}],
+    )
+    def test_further_keys_of_a_text_part_change_nothing(self, extra: dict[str, object]) -> None:
+        part = {"type": "text", "text": "Hi"} | extra
+        (read,) = requests_of(json.dumps({"messages": [{"role": "user", "content": [part]}]}))
+        assert read.messages == [{"role": "user", "content": "Hi"}]
+
+    def test_empty_keys_of_a_message_change_nothing(self) -> None:
+        message = {"role": "assistant", "content": "Hi"}
+        empty: dict[str, object] = {
+            "refusal": None,
+            "tool_calls": [],
+            "annotations": [],
+            "audio": None,
+            "name": "",
+        }
+        (read,) = requests_of(json.dumps({"messages": [message | empty]}))
+        assert read.messages == [message]
 
     def test_blank_lines_are_skipped_and_counted(self) -> None:
         lines = b'\xef\xbb\xbf\r\n{"prompt": "a"}\r\n  \r\n\r\n{"prompt": "b"}'
@@ -41,7 +65,7 @@ class TestJsonLines:
         [
             ('{"prompt": ""}', "prompt is empty; expected at least one character"),
             ('{"prompt": 7}', "prompt: 7 is not a string; expected a string"),
-            ('{"prompt": null}', "prompt: null is not a string; expected a string"),
+            ('{"prompt": null}', 'prompt is missing; expected {"prompt": "..."}'),
             ('{"prompt": ["a"]}', "prompt: a list of 1 is not a string; expected a string"),
             ("{}", 'prompt is missing; expected {"prompt": "..."}'),
             ('{"prompt": "a\\u0000"}', f"prompt {NUL}"),
@@ -127,7 +151,7 @@ class TestJsonLines:
                 "messages[0].content: null is not text; expected a string or text parts",
             ),
             (
-                [{"role": "user", "content": "a", "tool_calls": []}],
+                [{"role": "user", "content": "a", "tool_calls": [{"id": "x"}]}],
                 "messages[0]: 'tool_calls' is not supported; expected role and content",
             ),
             (
@@ -161,6 +185,51 @@ class TestJsonLines:
             PromptFile("absent.jsonl", job_parameters={"temperature": 9})
 
 
+class TestLineEnds:
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+    @pytest.mark.parametrize(
+        ("file_format", "lines"),
+        [
+            ("txt", [b"one", b"", b"two", b"three"]),
+            ("jsonl", [b'{"prompt": "one"}', b"", b'{"prompt": "two"}', b'{"prompt": "three"}']),
+            ("csv", [b"prompt", b"one", b"two", b'"three"']),
+        ],
+    )
+    def test_a_line_ends_at_a_line_feed_a_carriage_return_or_both(
+        self, file_format: str, lines: list[bytes], end: bytes
+    ) -> None:
+        for content in (end.join(lines), end.join([*lines, b""])):
+            read = requests_of(content, file_format)
+            assert [each.prompt for each in read] == ["one", "two", "three"]
+
+    def test_each_line_of_a_file_may_end_in_its_own_way(self) -> None:
+        content = b"one\rtwo\r\nthree\r\r\nfour\n"
+        assert requests_of(content, "txt") == [
+            request(1, "one"),
+            request(2, "two"),
+            request(3, "three"),
+            request(5, "four"),
+        ]
+
+    def test_a_carriage_return_inside_quotes_belongs_to_the_cell(self) -> None:
+        content = b'prompt\r"one\rtwo\r\nthree"\rfour\r'
+        assert requests_of(content, "csv") == [
+            request(2, "one\rtwo\r\nthree"),
+            request(5, "four"),
+        ]
+
+    def test_lines_are_told_apart_wherever_a_block_of_the_file_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = b"one\rtwo\r\nlong line\rfour\r\nlonger line\r\nsix"
+        monkeypatch.setattr("jobs.prompts.lines.LONGEST_LINE_BYTES", 6)
+        for shift in range(7):
+            lines = dict(numbered_lines(io.BytesIO(b"\n" + b"x" * shift + b"\r" + content)))
+            assert [lines[3].strip(), lines[4].strip()] == [b"one", b"two"]
+            assert [len(lines[5]) > 6, len(lines[7]) > 6] == [True, True]
+            assert [lines[6].strip(), lines[8]] == [b"four", b"six"]
+
+
 class TestText:
     def test_a_line_is_a_prompt_with_its_spaces(self) -> None:
         content = b"\xef\xbb\xbf one \r\n\n \t\r\ntwo\r"
@@ -187,6 +256,19 @@ class TestCsv:
             request(5, "Bye", parameters={"stop": ["END"]}),
         ]
 
+    @pytest.mark.parametrize("index", ["", '""', "Unnamed: 0"])
+    def test_a_first_column_of_row_numbers_is_passed_over(self, index: str) -> None:
+        content = f"{index},prompt,custom_id,max_new_tokens\n0,one,a,8.0\n1,two,b,\n"
+        assert requests_of(content, "csv") == [
+            request(2, "one", custom_id="a", parameters={"max_new_tokens": 8}),
+            request(3, "two", custom_id="b"),
+        ]
+
+    @pytest.mark.parametrize("header", ["prompt,", "prompt,,seed", ",,prompt"])
+    def test_a_column_without_a_name_elsewhere_is_refused(self, header: str) -> None:
+        problem = f"unknown column ''; known: {COLUMNS}"
+        assert problems_of(f"{header}\na,b,c\n", "csv") == [f":1: {problem}"]
+
     @pytest.mark.parametrize(
         ("record", "problem"),
         [
@@ -204,8 +286,9 @@ class TestCsv:
                 "expected quotes inside a quoted cell to be doubled",
             ),
             (
-                "a\rb,,",
-                "a carriage return stands in the middle of the line; expected lines to end in \\n",
+                "a",
+                "1 cell; expected 3 as in the header "
+                "(a cell that holds a comma or a quote needs quotes around it)",
             ),
             (b"\xff,,", "byte 0xff at position 1 is not UTF-8; expected a file saved as UTF-8"),
         ],

@@ -18,7 +18,7 @@ from jobs.prompts.parameters import (
 
 SEED_RANGE = "a whole number from 0 to 9223372036854775807"
 IDS = "a token id or a list of 0 to 16 of them, each a whole number from 0 to 2147483647"
-STOP = "a string or a list of 1 to 16 strings, none empty"
+STOP = "a string or a list of 0 to 16 strings, none empty"
 
 
 def refusal(raw: dict[str, object]) -> list[str]:
@@ -73,9 +73,10 @@ def refusal(raw: dict[str, object]) -> list[str]:
             "max_new_tokens: 0 is out of range; expected a whole number from 1 to 1000000",
         ),
         (
-            {"max_new_tokens": 3.0},
-            "max_new_tokens: 3.0 is not a whole number; expected a whole number from 1 to 1000000",
+            {"max_new_tokens": 3.5},
+            "max_new_tokens: 3.5 is not a whole number; expected a whole number from 1 to 1000000",
         ),
+        ({"seed": 2.0**60}, f"seed: {2.0**60} is not a whole number; expected {SEED_RANGE}"),
         (
             {"min_new_tokens": False},
             "min_new_tokens: false is not a whole number; "
@@ -86,7 +87,6 @@ def refusal(raw: dict[str, object]) -> list[str]:
             {"seed": 10**5000},
             f"seed: a number of many digits is out of range; expected {SEED_RANGE}",
         ),
-        ({"stop": []}, f"stop: a list of 0 is not usable; expected {STOP}"),
         ({"stop": ["x"] * 17}, f"stop: a list of 17 is not usable; expected {STOP}"),
         ({"stop": ["x", ""]}, f"stop: '' is not usable; expected {STOP}"),
         ({"stop": ""}, f"stop: '' is not usable; expected {STOP}"),
@@ -107,7 +107,7 @@ def refusal(raw: dict[str, object]) -> list[str]:
             f"eos_token_ids: 2147483648 is not usable; expected {IDS}",
         ),
         ({"eos_token_ids": True}, f"eos_token_ids: true is not usable; expected {IDS}"),
-        ({"eos_token_ids": [2.0]}, f"eos_token_ids: 2.0 is not usable; expected {IDS}"),
+        ({"eos_token_ids": [2.5]}, f"eos_token_ids: 2.5 is not usable; expected {IDS}"),
         ({"eos_token_ids": "</s>"}, f"eos_token_ids: '</s>' is not usable; expected {IDS}"),
         (
             {"logprobs": True},
@@ -158,8 +158,13 @@ def test_all_problems_are_reported_at_once() -> None:
         ({"eos_token_ids": 2}, {"eos_token_ids": [2]}),
         ({"eos_token_ids": (2, 0)}, {"eos_token_ids": [2, 0]}),
         ({"eos_token_ids": []}, {"eos_token_ids": []}),
+        ({"stop": []}, {"stop": []}),
         ({"logprobs": 0, "echo": True}, {"logprobs": 0, "echo": True}),
         ({"max_new_tokens": 1_000_000}, {"max_new_tokens": 1_000_000}),
+        # Libraries for tables write whole numbers as floats where a column has gaps.
+        ({"max_new_tokens": 8.0, "seed": 2.0**53}, {"max_new_tokens": 8, "seed": 2**53}),
+        ({"top_k": -0.0, "eos_token_ids": [2.0, 3]}, {"top_k": 0, "eos_token_ids": [2, 3]}),
+        ({"eos_token_ids": 2.0}, {"eos_token_ids": [2]}),
     ],
 )
 def test_a_good_parameter_comes_out_in_its_normal_form(
@@ -176,6 +181,7 @@ def test_a_good_parameter_comes_out_in_its_normal_form(
         ("temperature", " 1 ", 1.0),
         ("temperature", "1e-1", 0.1),
         ("max_new_tokens", "64", 64),
+        ("max_new_tokens", "8.0", 8),
         ("stop", "END", ["END"]),
         ("stop", '["a", "b"]', ["a", "b"]),
         ("stop", "[INST]", ["[INST]"]),
@@ -197,8 +203,8 @@ def test_a_parameter_reads_what_a_flag_or_a_cell_spells(
     [
         (
             "max_new_tokens",
-            "3.0",
-            "3.0 is not a whole number; expected a whole number from 1 to 1000000",
+            "3.5",
+            "3.5 is not a whole number; expected a whole number from 1 to 1000000",
         ),
         ("temperature", "nan", "'nan' is not a number; expected a number from 0 to 5"),
         ("temperature", "1e999", "inf is out of range; expected a number from 0 to 5"),
