@@ -85,10 +85,10 @@ class TokenLogprobs:
     temperature, penalties and the like.
 
     Attributes:
-        token_id: The token that was taken.
-        text: It alone, decoded.
-        logprob: Its.
-        top: Token id, text and logprob of the likeliest, the likeliest first.
+        token_id: Id of the token that was taken.
+        text: This token decoded on its own.
+        logprob: Log-probability of this token.
+        top: Token id, text and log-probability of the likeliest tokens, the likeliest first.
     """
 
     token_id: int
@@ -105,17 +105,17 @@ class GenerationResult:
     completion token.
 
     Attributes:
-        key: The request's.
+        key: Key of the request.
         text: The completion, after the prompt if that was asked for.
         finish_reason: "stop", "length", or None with an error.
-        prompt_tokens: Of the prompt.
-        completion_tokens: Generated for it.
-        waiting_seconds: From being taken off the feed to the start of prefill.
-        prefill_seconds: From there to the first token: with waiting_seconds,
+        prompt_tokens: Number of tokens of the prompt.
+        completion_tokens: Number of generated tokens.
+        waiting_seconds: Seconds from being taken off the feed to the start of prefill.
+        prefill_seconds: Seconds from there to the first token; with waiting_seconds,
             the time to first token.
-        decode_seconds: From the first token to the last.
-        logprobs: One per completion token, if they were asked for.
-        error: Why there is no text.
+        decode_seconds: Seconds from the first token to the last.
+        logprobs: Log-probabilities of each generated token, if they were asked for.
+        error: Reason that there is no text.
     """
 
     key: int
@@ -138,20 +138,20 @@ class Window:
     begun in an earlier one.
 
     Attributes:
-        results: One per finished row, in no promised order.
-        rows: The most rows that were alive at once; 0 for results that needed
-            no generation.
-        prompt_tokens: Of the finished rows, without padding.
-        completion_tokens: Of the finished rows.
-        prefill_seconds: Of the window, spent on prompts.
-        decode_seconds: Of the window, spent on all else.
-        out_of_memory_retries: How often memory ran out in the window.
-        steps: Decode steps in the window.
-        row_steps: Rows alive, summed over those steps.
-        row_capacity: Rows that memory has room for.
-        streamed_bytes: Of weights, copied or read for the window's steps.
-        link_wait_seconds: Spent waiting for them.
-        compute_seconds: The rest of the time in the model.
+        results: A result for each finished row, in no promised order.
+        rows: Largest number of rows that were decoded together; 0 for results that
+            needed no generation.
+        prompt_tokens: Prompt tokens of the finished rows, without padding.
+        completion_tokens: New tokens of the finished rows.
+        prefill_seconds: Seconds of the window that were spent on prompts.
+        decode_seconds: Seconds of the window that were spent on all else.
+        out_of_memory_retries: Number of times that memory ran out in the window.
+        steps: Number of decode steps in the window.
+        row_steps: Rows in the batch, summed over those steps.
+        row_capacity: Number of rows that memory has room for.
+        streamed_bytes: Bytes of weights that were copied or read for the window's steps.
+        link_wait_seconds: Seconds spent waiting for streamed weights.
+        compute_seconds: Rest of the seconds in the model.
     """
 
     results: tuple[GenerationResult, ...]
@@ -195,7 +195,7 @@ class ModelDescription:
     # Of the weights: in RAM and on disk, from where each pass fetches them.
     ram_bytes: int = 0
     disk_bytes: int = 0
-    # The most rows that are alive at once, and the rate that was planned; None without a plan.
+    # Upper bound on rows that are decoded together, and the planned rate; None without a plan.
     row_capacity: int | None = None
     predicted_tokens_per_second: float | None = None
 

@@ -58,10 +58,10 @@ def load_engine(
         device: Where to compute; "auto" takes the GPU if there is one.
         stores: The folder of int8 stores; the model's is made there first if
             need be. None loads the checkpoint itself, whole, onto the device.
-        micro_batch_rows: A cap on the rows that are alive at once.
+        micro_batch_rows: Upper bound on rows that are decoded together.
         compute_mode: How int8 linears multiply.
-        gpu_bytes: For weights, cache and computing; None for what is free.
-        cpu_bytes: For weights in RAM; None for what is free.
+        gpu_bytes: Bytes of the GPU for weights, cache and computing; None for what is free.
+        cpu_bytes: Bytes of RAM for weights; None for what is free.
         kv_cache: How keys and values are kept.
         disk_readers: Threads that read from disk.
         throughputs_cache: Where measured rates are kept.
@@ -119,7 +119,7 @@ def load_engine(
 
 
 class _Hooks(TypedDict):
-    """What whoever asked for the model wants to hear and to say; every step of a load takes it."""
+    """How a load reports its progress and is asked to stop; every step of it takes both."""
 
     on_progress: Callable[[LoadProgress], None]
     should_stop: Callable[[], bool]

@@ -31,7 +31,7 @@ class Extent:
     source_tokens: int = 0
 
     def over(self, other: Extent) -> Extent:
-        """The least that holds either."""
+        """The smallest extent that holds either."""
         return Extent(max(self.tokens, other.tokens), max(self.source_tokens, other.source_tokens))
 
 
@@ -49,10 +49,10 @@ class CacheBudget:
     """How large a cache may be.
 
     Attributes:
-        bytes: For all of it; None where rows alone are bounded.
-        token_bytes: Of a column of one row, in all layers.
+        bytes: Upper bound on the whole cache; None where rows alone are bounded.
+        token_bytes: Bytes of one row's column in all layers.
         row_bytes: Bytes of a row's states, whatever its length.
-        source_token_bytes: The same of the cross cache.
+        source_token_bytes: Bytes of one row's column of the cross cache in all layers.
     """
 
     bytes: int | None
@@ -68,12 +68,12 @@ class CacheBudget:
         )
 
     def fits(self, rows: int, widest: Extent, held_bytes: int = 0) -> bool:
-        """Whether rows can be alive together.
+        """Whether rows can be decoded together.
 
         Args:
-            rows: How many.
-            widest: What holds each of them, at its longest.
-            held_bytes: That are held beside the cache meanwhile.
+            rows: Number of rows.
+            widest: Extent that holds each row at its longest.
+            held_bytes: Bytes that are held beside the cache meanwhile.
         """
         return self._is_within(self._least(rows, widest), held_bytes)
 

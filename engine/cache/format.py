@@ -32,12 +32,12 @@ class CacheFormat(Protocol):
         ...
 
     def bytes_per_head(self, head_size: int, dtype: torch.dtype) -> int:
-        """Of one token's keys, or values, in one head."""
+        """Bytes of one token's keys, or values, in one head."""
         ...
 
 
 class FloatFormat:
-    """As the model computes them."""
+    """Keys and values as the model computes them."""
 
     def pack(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (states,)
@@ -50,10 +50,10 @@ class FloatFormat:
 
 
 class Int8Format:
-    """As int8, with a float32 scale for every row, head and token.
+    """Keys and values as int8, with a float32 scale for every row, head and token.
 
     A token's scale is its own largest absolute value over 127, so what is
-    kept of a token never changes afterwards, whoever joins or leaves.
+    kept of a token never changes afterwards, whichever rows join or leave.
     """
 
     def pack(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -59,7 +59,7 @@ class CacheShape:
     """A model's cache, self and cross alike.
 
     Attributes:
-        layers: In the order of execution.
+        layers: Each layer's shape, in the order of execution.
     """
 
     layers: tuple[LayerShape, ...]

@@ -67,7 +67,7 @@ class CheckpointTensors:
         }
 
     def first_float_dtype(self) -> torch.dtype:
-        """As transformers finds the dtype of a checkpoint whose configuration has none."""
+        """The dtype that transformers takes for a checkpoint whose configuration has none."""
         for name in self.names():
             if (tensor := self.tensor(name)).is_floating_point():
                 return tensor.dtype

@@ -1,4 +1,11 @@
-"""How many rows may be in flight, after memory ran out as before."""
+"""How many rows may be in flight, and which of the waiting rows join the batch next.
+
+Rows share one rectangle of memory, as wide as its widest row may become. So
+the longest go first: they are beside rows of like length then, those that take
+the most steps do not begin last, and what does not fit shows at once. A row that
+has been passed over often enough is waited for, so that every row is admitted in
+the end.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +35,19 @@ class RowLimit:
         self.encodes_alone = False
 
     def halve(self, in_flight: int) -> None:
-        """So many were too many; rounded up, so that a number that fits is not passed over."""
+        """Allow half of the rows that did not fit, rounded up, so as not to miss a number."""
         self.rows = min(self.rows, (in_flight + 1) // 2)
 
     def halve_encoding(self, prompts: int) -> None:
-        """So many were too many for one pass of the encoder."""
+        """Allow one pass of the encoder half of the prompts that did not fit."""
         self.encoded_rows = (prompts + 1) // 2
 
     def worked(self) -> None:
-        """Rows were finished at this number."""
+        """Note that rows were finished at this limit."""
         self._before = self.rows
 
     def restore(self) -> None:
-        """One failed alone."""
+        """Go back to the last limit that worked, after a row that does not fit even alone."""
         self.rows = self._before
 
 
@@ -49,9 +56,9 @@ class Reservation:
     """What a waiting prompt would take.
 
     Attributes:
-        extent: Of its row, at its longest.
-        held_bytes: Beside the cache, while its prompt is read in parts.
-        passed_over: Rows that came after it and were admitted before it.
+        extent: Columns that the row takes at its longest.
+        held_bytes: Bytes beside the cache while its prompt is read in chunks.
+        passed_over: Number of rows that came after it and were admitted before it.
     """
 
     extent: Extent
@@ -80,9 +87,9 @@ class Admission:
     """The rules.
 
     Attributes:
-        budget: Of the cache.
-        patience: How many rows may be admitted before one that waits longer;
-            those of one step more, at most.
+        budget: Upper bound on the cache's bytes.
+        patience: Number of rows that may be admitted before one that waits longer; rows
+            of the same step may exceed it.
     """
 
     budget: CacheBudget
@@ -91,12 +98,12 @@ class Admission:
     def choose(
         self, waiting: Sequence[Reservation], in_flight: InFlight, *, most_rows: int
     ) -> list[int]:
-        """Who is admitted now, as places in waiting; keeps count of who is passed over.
+        """Which rows are admitted now, as places in waiting; counts those that are passed over.
 
         Args:
-            waiting: The longest waiting first.
-            in_flight: Who is there already.
-            most_rows: That may be in flight.
+            waiting: Reservations of the waiting rows, the longest waiting first.
+            in_flight: Rows that are admitted already.
+            most_rows: Upper bound on rows in flight.
         """
         chosen: list[int] = []
         for place in self._order(waiting):

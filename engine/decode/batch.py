@@ -6,7 +6,7 @@
     row 2           |          prompt     |
 
 Every row's newest token is in the same column, the edge. It moves on by one in
-each step, and columns that nobody uses any more are left behind it. When the
+each step, and columns that no row uses any more are left behind it. When the
 edge comes to the end of the memory, what is used is moved back to its start.
 Rows are kept together: the last takes the place of one that leaves.
 """
@@ -66,7 +66,7 @@ class Batch:
 
     @property
     def allocated_bytes(self) -> int:
-        """Of the cache, on the device."""
+        """Bytes of the cache on the device."""
         return self._own.allocated_bytes + (self._cross.allocated_bytes if self._cross else 0)
 
     def make_room(
@@ -81,11 +81,11 @@ class Batch:
         """Have room for a step of the rows there are and those that join in it.
 
         Args:
-            joining: In the order in which they get their places.
-            reserved_rows: Rows there may come to be before anyone leaves.
-            widest: What holds each of them.
-            held_bytes: That are held beside the cache.
-            most_rows: That there will ever be.
+            joining: Rows that join, in the order in which they get their places.
+            reserved_rows: Rows there may be before any of them leaves.
+            widest: Extent that holds each row.
+            held_bytes: Bytes that are held beside the cache.
+            most_rows: Upper bound on rows.
         """
         self._joining = list(joining)
         longest = max((len(row.tokens) for row in joining), default=1)

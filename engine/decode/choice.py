@@ -60,7 +60,7 @@ def choose_tokens(logits: Sequence[torch.Tensor], rows: Sequence[Row]) -> list[C
 
     Args:
         logits: One tensor [R, V] per forward pass, of the model's dtype.
-        rows: In the order of the passes and of the rows in each.
+        rows: Rows of the step, in the order of the passes and of the rows in each.
     """
     greedy = torch.cat([each.argmax(dim=-1) for each in logits])  # [N]
     special = [place for place, row in enumerate(rows) if not row.is_plain]

@@ -95,7 +95,7 @@ class DecodeEngine:
 
     @property
     def row_capacity(self) -> int:
-        """The most rows that are alive at once."""
+        """Upper bound on rows that are decoded together."""
         return self._row_limit.rows
 
     @property

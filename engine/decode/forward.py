@@ -87,7 +87,7 @@ class ForwardCalls:
             tokens: One per row.
             cached: Tokens that each row has in the cache.
             cache: As wide as the longest of them.
-            source_tokens: The same for an encoder-decoder's cross cache.
+            source_tokens: Tokens that each row of an encoder-decoder has in the cross cache.
 
         Returns:
             Logits [R, V].
@@ -213,7 +213,7 @@ class ForwardCalls:
         return torch.arange(width, device=self._device) >= (width - lengths)[:, None]
 
     def _starts_at_edge(self, lengths: Sequence[int]) -> torch.Tensor:
-        """The same for rows that start in the first column: bool [R, C]."""
+        """Which columns are a row's, for rows that start in the first column: bool [R, C]."""
         columns = torch.arange(max(lengths), device=self._device)
         return columns < torch.tensor(lengths).to(self._device)[:, None]
 

@@ -80,7 +80,7 @@ class StopStringWatch:
 
         Args:
             tokenizer: A transformers tokenizer.
-            stop: Stop strings; empty ones are passed over.
+            stop: Stop strings; empty ones are ignored.
             prompt_tokens: Tokens that the new ones continue; none for an
                 encoder-decoder, whose completion is a text of its own.
         """

@@ -1,4 +1,4 @@
-"""What is told of a stretch of an engine's work."""
+"""Counts the steps between two windows of results."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class WindowCounter:
         """A step that gave so many rows a token.
 
         Args:
-            rows: That got one; 0 where only prompts were read.
-            prompt_share: Of the tokens that went through the model, those of prompts.
-            seconds: That it took; divided into prefill and decode by that share.
-            model_seconds: Of them, in the model.
+            rows: Rows that got a token; 0 where only prompts were read.
+            prompt_share: Share of prompt tokens among the tokens that went through the model.
+            seconds: Duration of the step; divided into prefill and decode by that share.
+            model_seconds: Part of the duration that was spent in the model.
         """
         self._rows = max(self._rows, rows)
         self._steps += rows > 0

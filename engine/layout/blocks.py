@@ -212,7 +212,7 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, aliases: Collection[st
 def with_narrow_tables(
     layout: ModelLayout, model: Any, own_dtype: Callable[[TensorLayout], torch.dtype | None]
 ) -> ModelLayout:
-    """The same with float32 embeddings and heads as narrow as they were to begin with.
+    """The layout with float32 embeddings and heads as narrow as in the checkpoint.
 
     Args:
         layout: The model's layout.

@@ -67,7 +67,7 @@ def make_other_linears_int8(model: Any, *, dtype: torch.dtype) -> None:
 
 
 def _make_linears_int8(model: Any, dtype: torch.dtype) -> None:
-    # Imported where it is kept quiet: it warns of kernels that nobody needs here.
+    # Imported where it is kept quiet: it warns of kernels that are not needed here.
     from bitsandbytes.nn import Int8Params
 
     quantizer = AutoHfQuantizer.from_config(int8_settings(model.config), pre_quantized=False)

@@ -57,8 +57,8 @@ def place_model(
         device: The device that computes.
         tokenizer: The model's tokenizer.
         mode: How int8 linears multiply.
-        on_progress: See load_store.
-        should_stop: See load_store.
+        on_progress: Told stage "load" in bytes of what is resident or in RAM.
+        should_stop: Asked after every few MiB.
         slot_count: Slots for streamed blocks.
         disk_readers: Threads that read from disk.
 

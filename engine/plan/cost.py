@@ -221,7 +221,7 @@ class BatchTable:
     Attributes:
         encodes_shard: Whether one pass of the encoder serves the whole shard,
             whose encoder output is then held, and not just the micro-batch.
-        needed_bytes: Of device memory beside the weights, by rows less one;
+        needed_bytes: Bytes of device memory beside the weights, by rows less one;
             never falling.
     """
 

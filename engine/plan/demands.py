@@ -26,12 +26,12 @@ class BlockDemand:
         phase: When it is used. A causal model has only "decode".
         is_layer: One of the repeated layers, which work on every token; the
             others (embedding, head) produce something once a row.
-        weight_bytes: On disk, in RAM and on the device alike.
+        weight_bytes: Bytes on disk, in RAM and on the device alike.
         stays_resident: Never streamed, because either phase reads it or
             because it is too small to be worth a copy of its own.
         matrix_parameters: Weights that each token (or row) is multiplied with.
-        self_kv_bytes_per_token: Of the cache, for a token of the decoder.
-        cross_kv_bytes_per_token: Of the cache, for a token of the encoder's output.
+        self_kv_bytes_per_token: Bytes of the cache for a token of the decoder.
+        cross_kv_bytes_per_token: Bytes of the cache for a token of the encoder's output.
     """
 
     name: str
@@ -58,19 +58,19 @@ class ModelDemands:
 
     Attributes:
         name: For messages.
-        blocks: In the order of their use.
+        blocks: Each block, in the order of use.
         hidden_size: Width of the residual stream.
         widest_size: Width of the widest activation inside a layer.
         heads: Attention heads.
-        vocabulary_size: Logits a row.
-        scratch_bytes: Of a matrix, what is float at one time in a multiplication.
-        product_bytes: In a multiplication, for each value of its widest side:
+        vocabulary_size: Number of logits of a row.
+        scratch_bytes: Bytes of a matrix dequantised at once.
+        product_bytes: Bytes in a multiplication for each value of its widest side:
             sums, and what activations are on their way to int8.
         prefill_tokens: Prompt tokens that go through a layer together; at
             least one row's do, or one part of a long prompt.
-        float_bytes: Of one activation or cached value.
-        heap_factor: What the allocator holds for each byte of workspace.
-        more_store_bytes: What the store holds besides the blocks.
+        float_bytes: Bytes of one activation or cached value.
+        heap_factor: Bytes that the allocator holds for each byte of workspace.
+        more_store_bytes: Bytes of the store besides the blocks.
         is_whole: Whether transformers loads the model, whole and from its
             checkpoint: no store is made, and no block is streamed.
         state_bytes_per_row: Bytes of a row's recurrent states, whatever its length.
@@ -100,7 +100,7 @@ class ModelDemands:
 
     @property
     def store_bytes(self) -> int:
-        """Of disk space that the int8 store takes."""
+        """Bytes of disk that the int8 store takes."""
         if self.is_whole:
             return 0
         return self.more_store_bytes + sum(block.weight_bytes for block in self.blocks)
@@ -123,8 +123,8 @@ class Workload:
     """What is to be generated.
 
     Attributes:
-        prompt_tokens: Of each row.
-        new_tokens: Of each row.
+        prompt_tokens: Prompt tokens of each row.
+        new_tokens: New tokens of each row.
         shard_rows: The rows that are at hand at once, so the largest micro-batch.
     """
 

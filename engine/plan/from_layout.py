@@ -65,7 +65,7 @@ def demands_of_layout(
     kv_cache: CacheDtype = "float",
     store_bytes: int | None = None,
 ) -> ModelDemands:
-    """The same for a layout that is known, such as that of a store of so many bytes."""
+    """What a model of a known layout asks for, such as that of a store of so many bytes."""
     dtype = DTYPES[on_gpu]
     if layout.is_whole:
         more_bytes = 0
@@ -110,7 +110,7 @@ def _blocks(
 
 
 def _plain_copies_bytes(config: Any, layout: ModelLayout, dtype: torch.dtype) -> int:
-    """Of what the store holds a second time, as transformers keeps it."""
+    """Bytes of what the store holds a second time, as transformers keeps it."""
     plain = layout_of(config, dtype=dtype, as_transformers=True)
     return sum(tensor.bytes for tensor in set(plain.tensors) - set(layout.tensors))
 

@@ -12,13 +12,13 @@ class BatchLimits:
     """The memory a plan leaves for rows.
 
     Attributes:
-        rows: The most that are alive at once.
-        cache_bytes: For the KV cache, self and cross together; None if
+        rows: Upper bound on the rows that are decoded together.
+        cache_bytes: Upper bound on the KV cache, self and cross together; None if
             nothing but rows bounds it.
         prefill_tokens: Prompt tokens that go through a layer at once; at least
             one row's chunk does.
-        encoded_rows: Prompts that one pass of an encoder serves, whose output
-            is held meanwhile; 0 for a causal model.
+        encoded_rows: Number of prompts that one pass of an encoder serves, whose
+            output is held meanwhile; 0 for a causal model.
     """
 
     rows: int

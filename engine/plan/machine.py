@@ -1,4 +1,4 @@
-"""What this machine has to give: the budgets of a plan where nobody names them.
+"""What this machine has to give: the budgets of a plan where none are named.
 
 Host memory is what the control group allows before what the machine has,
 because a container is killed at its own limit.

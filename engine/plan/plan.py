@@ -27,7 +27,7 @@ class Budgets:
 
     @property
     def device_bytes(self) -> int:
-        """Of the memory beside the processor that computes."""
+        """Bytes of the memory beside the processor that computes."""
         return self.cpu_bytes if self.gpu_bytes is None else self.gpu_bytes
 
     @property
@@ -109,8 +109,8 @@ class Plan:
     """Everything that was decided and what follows from it.
 
     Attributes:
-        slots: Device buffers for streamed blocks; 0 where nothing is streamed.
-        rows: Of the micro-batch that is decoded together.
+        slots: Number of device buffers for streamed blocks; 0 where nothing is streamed.
+        rows: Rows that are decoded together.
         encoded_rows: Rows that one pass of the encoder serves; 0 for a causal model.
         rows_limit: What keeps the micro-batch from being larger.
     """

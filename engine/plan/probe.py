@@ -131,7 +131,7 @@ def _memory_bytes_per_second() -> float:
 
 
 def _flops_per_second(rows: int) -> float:
-    """Of a float16 product [rows, size] x [size, 4 size]: what int8 falls back on."""
+    """Rate of a float16 product [rows, size] x [size, 4 size]: what int8 falls back on."""
     left = torch.ones(rows, MATRIX_SIZE, dtype=torch.float16, device="cuda")
     right = torch.ones(MATRIX_SIZE, 4 * MATRIX_SIZE, dtype=torch.float16, device="cuda")
     flops = 2 * rows * MATRIX_SIZE * 4 * MATRIX_SIZE

@@ -12,13 +12,13 @@ class Throughputs:
     """The rates that predictions are made from.
 
     Attributes:
-        name: Where the figures are from.
-        link_bytes_per_second: From pinned RAM to the GPU. Unused on a CPU box.
-        disk_bytes_per_second: From disk to RAM.
-        memory_bytes_per_second: Of the memory beside the processor that computes.
-        prefill_flops_per_second: Multiplying many tokens at once.
-        decode_flops_per_second: Multiplying one token a row.
-        layer_seconds: What a layer takes however few rows there are.
+        name: Source of the figures, for people.
+        link_bytes_per_second: Rate from pinned RAM to the GPU; not used on a CPU box.
+        disk_bytes_per_second: Rate from disk to RAM.
+        memory_bytes_per_second: Rate of the memory beside the processor that computes.
+        prefill_flops_per_second: Rate of multiplying many tokens at once.
+        decode_flops_per_second: Rate of multiplying one token a row.
+        layer_seconds: Seconds that a layer takes however few rows there are.
     """
 
     name: str

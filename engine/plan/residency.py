@@ -161,7 +161,7 @@ class Residency:
 
     @property
     def least_ram_bytes(self) -> int:
-        """Of pinned RAM, with as much as possible left on disk."""
+        """Bytes of pinned RAM, with as much as possible left on disk."""
         return min(self.streamed_bytes, self.staging_bytes)
 
 

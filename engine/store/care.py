@@ -33,7 +33,7 @@ def set_back(folder: Path, damaged: Sequence[str]) -> None:
     """Make a finished copy incomplete again, without these files; the caller holds its lock."""
     partial = partial_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
-    # Its name first: nobody may find a copy that lacks files.
+    # Its name first: no process may find a copy that lacks files.
     folder.rename(partial)
     for name in damaged:
         (partial / name).unlink(missing_ok=True)

@@ -119,7 +119,7 @@ def store_of_checkpoint(
     should_stop: Callable[[], bool],
     dtype: torch.dtype | None = None,
 ) -> Int8Store:
-    """As prepare_store, for a checkpoint that is open."""
+    """Make or find the store of an open checkpoint; see prepare_store."""
     if is_int8_store(checkpoint):
         raise ModelLoadError(f"{checkpoint.folder} is quantised already; it is used as it is")
     origin = origin_of(source, checkpoint, dtype)

@@ -17,7 +17,7 @@ def host_buffer(size: int, *, is_pinned: bool, cleanup: ExitStack) -> torch.Tens
     has to be whole pages, since a page cannot be registered twice.
 
     Args:
-        size: In bytes.
+        size: Number of bytes.
         is_pinned: Register it with CUDA, for copies beside the computation.
         cleanup: Will unregister it; the memory goes with its last view.
 

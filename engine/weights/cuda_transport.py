@@ -48,8 +48,8 @@ class CudaTransport:
         """A transport of its own stream.
 
         Args:
-            device: The slots'.
-            reader: Of what is on disk.
+            device: Device of the slots.
+            reader: Reads blocks that are on disk.
             staging: Pinned buffers, uint8 [bytes of the largest block on disk];
                 none if nothing is on disk.
         """

@@ -44,7 +44,7 @@ class DirectFile:
         """Fill the front of a buffer with as many bytes as can be read so.
 
         Args:
-            position: Of the first byte in the file.
+            position: Position of the first byte in the file.
             target: uint8 [n] on the CPU.
 
         Returns:

@@ -244,7 +244,7 @@ class _Reader:
         segment.check(sums)
 
     def _scratch(self) -> torch.Tensor:
-        # One for each thread: torch's allocations of this size leave holes that nobody fills.
+        # One for each thread: torch's allocations of this size leave holes in the heap.
         if not hasattr(self._of_thread, "scratch"):
             self._of_thread.scratch = self._piece_buffer(is_pinned=False)
         scratch: torch.Tensor = self._of_thread.scratch
