@@ -65,7 +65,7 @@ def llm_int8(
         weight: int8 [out, in].
         scb: float32 [out], each row's largest absolute value.
         bias: [out] or None.
-        threshold: From which absolute value on an activation is an outlier.
+        threshold: Smallest absolute value of an activation that is an outlier.
 
     Returns:
         [..., out] of x's dtype.
@@ -94,7 +94,7 @@ def int8_rows_of(
 
     Args:
         rows: float [B, in].
-        threshold: From which absolute value on an activation is an outlier.
+        threshold: Smallest absolute value of an activation that is an outlier.
 
     Returns:
         int8 [B, in], with zeros in the columns of outliers; float32 [B], the

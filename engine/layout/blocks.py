@@ -166,7 +166,7 @@ def layout_of_skeleton(model: Any, *, dtype: torch.dtype, aliases: Collection[st
     """Lay out a skeleton.
 
     Args:
-        model: From int8_skeleton. Where it has `_weight_conversions`, those are
+        model: A skeleton from int8_skeleton. Where it has `_weight_conversions`, those are
             the renamings that loading its checkpoint used, and saving reverts.
         dtype: Dtype of what is not int8.
         aliases: Names in the state dict that are no tensors of their own, because

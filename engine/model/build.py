@@ -43,7 +43,7 @@ def require_model(model: Any, layout: ModelLayout) -> None:
     """Refuse a layout that is not one of this model.
 
     Args:
-        model: From empty_model.
+        model: A model from empty_model.
         layout: Layout of a store, whose manifest may be damaged or another's.
 
     Raises:
@@ -93,7 +93,7 @@ def put_int8_linears(model: Any, layout: ModelLayout, *, mode: ComputeMode) -> N
     """Replace the linears that are int8 in the store.
 
     Args:
-        model: From empty_model.
+        model: A model from empty_model.
         layout: Layout of the store, which says which they are.
         mode: How they multiply.
     """

@@ -52,7 +52,7 @@ def place_model(
 
     Args:
         store: The model's store.
-        placement: For each block, in the order of execution. What both phases use
+        placement: Tier of each block, in the order of execution. What both phases use
             and what stands around the blocks has to be resident.
         device: The device that computes.
         tokenizer: The model's tokenizer.

@@ -57,7 +57,7 @@ class ModelDemands:
     """A model as the planner sees it.
 
     Attributes:
-        name: For messages.
+        name: Name of the model, for messages.
         blocks: Each block, in the order of use.
         hidden_size: Width of the residual stream.
         widest_size: Width of the widest activation inside a layer.

@@ -47,7 +47,7 @@ def demands_of_config(
 
     Args:
         config: A transformers configuration.
-        name: For messages.
+        name: Name of the model, for messages.
         on_gpu: Whether a GPU computes.
         kv_cache: How keys and values are kept.
         is_whole: Whether the model is known to be loaded whole by transformers.

@@ -60,7 +60,7 @@ class MemoryUse:
         workspace_bytes: Activations, logits and one matrix made float.
         ram_bytes: Streamed weights in pinned RAM.
         staging_bytes: Pinned buffers that disk reads land in.
-        store_bytes: On disk: every block, wherever its tier is.
+        store_bytes: Bytes on disk: every block, whatever its tier.
     """
 
     resident_bytes: int
@@ -146,7 +146,7 @@ class CannotRunError(Exception):
     """The model cannot run within the budgets, however it is placed.
 
     Attributes:
-        short: For each resource that is too small, the fewest bytes that do,
+        short: Fewest bytes that do, for each resource that is too small,
             given what is named for the others.
     """
 

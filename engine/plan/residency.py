@@ -198,7 +198,7 @@ def host_placements(
 
     Args:
         residency: What is streamed.
-        ram_bytes: For streamed blocks and staging buffers.
+        ram_bytes: Bytes of RAM for streamed blocks and staging buffers.
         reads_into_slots: Whether disk reads land in the device's own slots, as
             on a CPU box, and need no staging buffers.
     """

@@ -55,7 +55,7 @@ class StoreOrigin:
             the checkpoint's files.
         quantisation: The quantization_config in config.json.
         dtype: What was asked for what is not int8; "auto" is the checkpoint's own.
-        format_version: See FORMAT_VERSION.
+        format_version: Version of the folder's layout, FORMAT_VERSION.
     """
 
     location: str

@@ -32,7 +32,7 @@ class LoadedBlock:
         stored: Its open files, and where every tensor is in a flat buffer.
         flat: uint8 [stored.buffer_bytes], on the device or in RAM; None on
             disk, and for what is resident on a CPU, which is the mapped file.
-        tensors: By the names in the file, as views; empty on disk.
+        tensors: Views by the names in the file; empty on disk.
     """
 
     tier: Tier
@@ -53,7 +53,7 @@ class LoadedStore:
     """All blocks of a store; free it with close(), or use it in a `with`.
 
     Attributes:
-        blocks: By name, in the placement's order; none once it is closed.
+        blocks: Blocks by name, in the placement's order; none once it is closed.
     """
 
     blocks: dict[str, LoadedBlock]
@@ -87,7 +87,7 @@ def load_store(
 
     Args:
         store: Complete.
-        placement: For each block, in the order of execution.
+        placement: Tier of each block, in the order of execution.
         device: The device of resident blocks.
         on_progress: Told stage "load" in bytes of what is resident or in RAM.
         should_stop: Asked after every few MiB.
