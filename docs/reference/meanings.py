@@ -43,14 +43,16 @@ FAILURES = {
     "invalid_text": "the tokenizer cannot read the prompt, or makes a token of it that the model "
     "does not have",
     "bad_parameter": "the worker's version refuses the parameters",
-    "model_load_failed": "the job failed as a whole: its model could not be loaded",
+    "model_load_failed": "the job failed as a whole: its model could not be loaded, or "
+    "fails with every prompt",
 }
 
 STATUSES = {
     "queued": "the job is stored, and no worker has begun it",
     "running": "a worker has claimed at least one of the job's shards",
     "completed": "every prompt has a result; some of the results may be errors",
-    "failed": "the job could not go on, because its model did not load; `status` shows the reason",
+    "failed": "the job could not go on, because its model did not load or fails with every "
+    "prompt; `status` shows the reason",
     "cancelled": "somebody ended the job; finished completions stay",
 }
 
