@@ -36,6 +36,7 @@ RESULT = {
 FAILURES = {
     "prompt_too_long": "the prompt does not fit the model's context; the message has both numbers",
     "out_of_memory": "the prompt does not fit the memory beside the model, even alone",
+    "not_finite": "the model's numbers overflowed; use the compute mode `w8a16`, or another model",
     "worker_crashed": "the worker died several times on this prompt alone",
     "no_chat_template": "messages were sent to a model whose tokenizer has no chat template",
     "invalid_chat": "the chat template refused the messages, or leaves out what one of them says",
