@@ -36,6 +36,7 @@ RESULT = {
 FAILURES = {
     "prompt_too_long": "the prompt does not fit the model's context; the message has both numbers",
     "out_of_memory": "the prompt does not fit the memory beside the model, even alone",
+    "not_finite": "the model's numbers overflowed; use the compute mode `w8a16`, or another model",
     "worker_crashed": "the worker died several times on this prompt alone",
     "no_chat_template": "messages were sent to a model whose tokenizer has no chat template",
     "invalid_chat": "the chat template refused the messages, or leaves out what one of them says",
@@ -43,14 +44,16 @@ FAILURES = {
     "invalid_text": "the tokenizer cannot read the prompt, or makes a token of it that the model "
     "does not have",
     "bad_parameter": "the worker's version refuses the parameters",
-    "model_load_failed": "the job failed as a whole: its model could not be loaded",
+    "model_load_failed": "the job failed as a whole: its model could not be loaded, or "
+    "fails with every prompt",
 }
 
 STATUSES = {
     "queued": "the job is stored, and no worker has begun it",
     "running": "a worker has claimed at least one of the job's shards",
     "completed": "every prompt has a result; some of the results may be errors",
-    "failed": "the job could not go on, because its model did not load; `status` shows the reason",
+    "failed": "the job could not go on, because its model did not load or fails with every "
+    "prompt; `status` shows the reason",
     "cancelled": "somebody ended the job; finished completions stay",
 }
 

@@ -62,13 +62,21 @@ def choose_tokens(logits: Sequence[torch.Tensor], rows: Sequence[Row]) -> list[C
         logits: One tensor [R, V] per forward pass, of the model's dtype.
         rows: Rows of the step, in the order of the passes and of the rows in each.
     """
-    greedy = torch.cat([each.argmax(dim=-1) for each in logits])  # [N]
+    best = [each.argmax(dim=-1, keepdim=True) for each in logits]
+    greedy = torch.cat(best)[:, 0]  # [N]
+    # argmax finds a NaN before any number.
+    peaks = [each.gather(1, at) for each, at in zip(logits, best, strict=True)]
+    is_finite = torch.cat(peaks)[:, 0].isfinite().long()  # [N]
     special = [place for place, row in enumerate(rows) if not row.is_plain]
     if special:
-        token_ids = _choose_special(greedy, _scores_at(logits, special), rows, special)
+        scores = _scores_at(logits, special)
+        told_finite, token_ids = _choose_special(greedy, is_finite, scores, rows, special)
     else:
-        token_ids = greedy.tolist()
-    chosen = [ChosenToken(token_id=token_id) for token_id in token_ids]
+        told_finite, token_ids = torch.stack([is_finite, greedy]).tolist()
+    chosen = [
+        ChosenToken(token_id=token_id, is_finite=bool(finite))
+        for token_id, finite in zip(token_ids, told_finite, strict=True)
+    ]
     told = [place for place, row in enumerate(rows) if _alternatives(row) is not None]
     if told:
         _tell(chosen, told, _scores_at(logits, told), [_alternatives(rows[at]) or 0 for at in told])
@@ -93,9 +101,13 @@ def _scores_at(logits: Sequence[torch.Tensor], places: Sequence[int]) -> torch.T
 
 
 def _choose_special(
-    greedy: torch.Tensor, raw: torch.Tensor, rows: Sequence[Row], special: Sequence[int]
-) -> list[int]:
-    """Token ids of all rows, where raw [P, V] are the logits of the special ones."""
+    greedy: torch.Tensor,
+    is_finite: torch.Tensor,
+    raw: torch.Tensor,
+    rows: Sequence[Row],
+    special: Sequence[int],
+) -> tuple[list[int], list[int]]:
+    """is_finite [N] and token ids of all rows, where raw [P, V] are the special ones' logits."""
     scores = raw.clone()
     by_warpers: dict[tuple[float, int, float], list[int]] = defaultdict(list)
     for at, place in enumerate(special):
@@ -108,17 +120,18 @@ def _choose_special(
     for places in by_warpers.values():
         warp = warpers(rows[special[places[0]]].request.parameters)
         scores[places] = warp(None, scores[places])
-    # Both at once: a transfer waits for everything before it.
-    both = torch.cat([greedy, scores.argmax(dim=-1)]).tolist()
-    token_ids: list[int] = both[: len(greedy)]
+    # All at once: a transfer waits for everything before it.
+    told: list[int] = torch.cat([is_finite, greedy, scores.argmax(dim=-1)]).tolist()
+    count = len(greedy)
+    token_ids = told[count : 2 * count]
     for at, place in enumerate(special):
-        token_ids[place] = both[len(greedy) + at]
+        token_ids[place] = told[2 * count + at]
     drawn_from = scores[sampled].cpu() if sampled else scores
     for at, row_scores in zip(sampled, drawn_from, strict=False):
         generator = rows[special[at]].generator
         if generator is not None:
             token_ids[special[at]] = draw_token(row_scores, generator, fallback=raw[at])
-    return token_ids
+    return told[:count], token_ids
 
 
 def _penalise(scores: torch.Tensor, row: Row) -> None:
@@ -165,6 +178,7 @@ def _tell(
     for at, place in enumerate(places):
         chosen[place] = ChosenToken(
             token_id=chosen[place].token_id,
+            is_finite=chosen[place].is_finite,
             logprob=own[at],
             top=tuple(zip(tokens[at][: counts[at]], values[at][: counts[at]], strict=True)),
         )

@@ -16,6 +16,12 @@ FinishReason = Literal["stop", "length"]
 # torch.Generator takes 64 bits; a negative seed means its two's complement.
 _SEED_MASK = 2**64 - 1
 
+_NOT_FINITE = RequestError(
+    code="not_finite",
+    message="the model's numbers overflowed, so no token can be chosen; use the compute mode "
+    "w8a16 (--compute-mode w8a16), or a model that does not overflow in half precision",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenToken:
@@ -23,6 +29,8 @@ class ChosenToken:
 
     token_id: int
     logprob: float | None = None
+    # Whether the logits that it was chosen from are numbers.
+    is_finite: bool = True
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -56,6 +64,7 @@ class Row:
         cached_tokens: Number of tokens whose keys and values are in the cache.
         states: The encoder's output [S, W] until it is in the cross cache.
         told: The chosen tokens, if their log-probabilities were asked for.
+        is_finite: Whether all logits so far were numbers; a row ends where they are not.
         finish_reason: Why the row is finished; None while it is not.
     """
 
@@ -73,6 +82,7 @@ class Row:
     cached_tokens: int = 0
     states: Any = None
     told: list[ChosenToken] = field(default_factory=list)
+    is_finite: bool = True
     finish_reason: FinishReason | None = None
 
     @property
@@ -125,7 +135,9 @@ class Row:
         self.times.last_token = now
         if chosen.logprob is not None:
             self.told.append(chosen)
-        if chosen.token_id in self.end_tokens or self.watch.is_found(self.new_tokens):
+        if not chosen.is_finite:
+            self.is_finite, self.finish_reason = False, "stop"
+        elif chosen.token_id in self.end_tokens or self.watch.is_found(self.new_tokens):
             self.finish_reason = "stop"
         elif len(self.tokens) - self.given_tokens >= self.max_new_tokens:
             self.finish_reason = "length"
@@ -137,11 +149,14 @@ class Row:
         self.watch.restart()
         self.times = RowTimes(taken=self.times.taken)
         self.cached_tokens, self.states, self.finish_reason = 0, None, None
+        self.is_finite = True
         if self.generator is not None:
             self.generator = seeded(self.request.parameters.seed)
 
     def result(self, tokenizer: Any) -> GenerationResult:
         """What is told of a finished row."""
+        if not self.is_finite:
+            return self.failed(_NOT_FINITE)
         parameters = self.request.parameters
         new_tokens = self.new_tokens
         # An end token that the tokenizer does not know as special is no text either.

@@ -138,7 +138,8 @@ def next_shard_of(database: Database, job_id: str) -> int | None:
                     and_(shards.c.status == "running", shards.c.lease_expires_at < database_now()),
                 ),
             )
-            .order_by(shards.c.first_index)
+            # One that failed comes last: others may tell whether the model is at fault.
+            .order_by(shards.c.crashes, shards.c.first_index)
             .limit(1)
         ).scalar_one_or_none()
 

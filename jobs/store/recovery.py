@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, or_, select, true, update
+from sqlalchemy import Connection, case, func, insert, or_, select, true, update
 
 from jobs.database import Database
 from jobs.models import IS_RUNNING, database_now, shards
@@ -77,6 +77,26 @@ def isolate_poison(database: Database, claim: Claim, max_crashes: int) -> bool:
     return True
 
 
+def fails_for_all(database: Database, claim: Claim, error: str, max_crashes: int) -> bool:
+    """Whether an error that was caught must be the model's, and no prompt's.
+
+    It is when prompts that have nothing to do with each other, those of
+    different shards of a job or of the halves of one, fail with the same error,
+    more often than one bad prompt among them explains, and the job has no
+    completion yet.
+    """
+    with database.read() as connection:
+        counts = connection.execute(
+            select(
+                func.sum(case((shards.c.last_error == error, 1), else_=0)),
+                func.sum(case((shards.c.last_error == error, shards.c.crashes), else_=0)),
+                func.sum(shards.c.completed_prompts),
+            ).where(shards.c.job_id == claim.job_id)
+        ).one()
+    failing, crashes, completed = (int(count or 0) for count in counts)
+    return failing > 1 and crashes >= 2 * max_crashes - 1 and completed == 0
+
+
 def _fail_prompt(
     connection: Connection,
     claim: Claim,
@@ -118,6 +138,8 @@ def _split(
         .where(shards.c.id == claim.shard_id)
         .values(
             status="queued",
+            # So that an error which a half has is its own.
+            last_error=None,
             last_index=first_of_second_half - 1,
             crashes=crashes_of(pending[:middle]),
             runs_alone=True,

@@ -148,8 +148,16 @@ class ShardRunner:
             self.engines.unload()
             reason = storable(f"{type(error).__name__}: {error}"[:2000])
             for shard in feed.held:
-                was_ours = leases.release_shard(self.database, shard.claim, error=reason)
-                shard.end("crashed" if was_ours else "lost")
+                self._release_crashed(shard, reason)
+
+    def _release_crashed(self, shard: HeldShard, reason: str) -> None:
+        """Give a shard back whose run failed, or fail its job if the model is at fault."""
+        most = self.settings.max_crashes
+        if not recovery.fails_for_all(self.database, shard.claim, reason, most):
+            was_ours = leases.release_shard(self.database, shard.claim, error=reason)
+            shard.end("crashed" if was_ours else "lost")
+            return
+        self._fail_job(shard, f"the model fails with every prompt; the last error was: {reason}")
 
     def _engine(self, claim: Claim, should_stop: Callable[[], bool]) -> Engine:
         """The engine with the claim's model, its load marked in the ledger.

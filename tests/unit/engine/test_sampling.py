@@ -10,7 +10,7 @@ import torch
 from engine.decode.choice import choose_tokens, draw_token, warpers
 from engine.decode.row import Row
 from engine.interface import SamplingParameters
-from tests.rows import row_of
+from tests.rows import LetterTokenizer, row_of
 from tests.tiny_checkpoints import END, tiny_model
 
 VOCABULARY = 50
@@ -123,3 +123,21 @@ def test_a_negative_seed_and_a_huge_one_are_seeds(seed: int) -> None:
     rows = [row_of(temperature=1.0, seed=seed) for _ in range(2)]
     tokens = [chosen(torch.zeros(1, VOCABULARY), row) for row in rows]
     assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"logprobs": 1}], ids=str)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_row_whose_logits_are_not_finite_fails_alone(
+    options: dict[str, Any], wrong: float
+) -> None:
+    rows = [row_of(max_new_tokens=1, **options) for _ in range(2)]
+    logits = torch.zeros(2, VOCABULARY)
+    logits[0, 9], logits[1, 2] = wrong, 99.0
+    tokenizer = LetterTokenizer(*"x" * VOCABULARY)
+    for row, token in zip(rows, choose_tokens([logits], rows), strict=True):
+        row.append(token, 1.0)
+    failed, fine = (row.result(tokenizer) for row in rows)
+    assert failed.error is not None
+    assert failed.error.code == "not_finite"
+    assert "w8a16" in failed.error.message
+    assert (fine.error, fine.text) == (None, "c")
