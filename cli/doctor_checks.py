@@ -17,6 +17,8 @@ from jobs.database import SCHEMA_REVISION, Database, check_schema, schema_revisi
 from jobs.dispatch import Dispatcher
 from jobs.errors import QueueUnavailableError, SchemaError, TgpError
 from jobs.settings import Settings, redact_url
+from jobs.store.publishing import models_waiting
+from jobs.store.workers import served_models
 
 GIB = 2**30
 # Completions need little; an int8 store of a model of 20 B parameters this much.
@@ -90,6 +92,7 @@ def check_database(settings: Settings) -> Iterator[Check]:
     yield _check_schema(database, revision)
     if revision == SCHEMA_REVISION:
         yield _check_jobs(database)
+        yield _check_workers(database)
 
 
 def _check_schema(database: Database, revision: str | None) -> Check:
@@ -115,6 +118,21 @@ def _check_jobs(database: Database) -> Check:
         status="fail",
         detail=f"{faults[0].subject}: {faults[0].found}{more}",
         mend="tgp-jobs repair --dry-run says what it would do, tgp-jobs repair does it",
+    )
+
+
+def _check_workers(database: Database) -> Check:
+    """Whether the models that jobs wait for are served by some live worker."""
+    served = served_models(database)
+    unserved = sorted(set(models_waiting(database)) - served)
+    if not unserved:
+        return Check(name="workers", status="ok", detail="no job waits for want of a worker")
+    return Check(
+        name="workers",
+        status="warn",
+        detail=f"no live worker serves {', '.join(unserved)}, and jobs wait for it",
+        mend="restart a worker whose catalogue has it (a worker reads its catalogue when it "
+        "starts), or start one with tgp-jobs worker",
     )
 
 

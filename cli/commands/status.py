@@ -31,7 +31,13 @@ def status(
     the job fail, its prompts fail, or somebody cancel it.
     """
     from cli.ledger import open_ledger
-    from jobs.store.reading import find_job, job_report, model_state, step_report
+    from jobs.store.reading import (
+        find_job,
+        job_report,
+        model_state,
+        step_report,
+        unserved_advice,
+    )
 
     database = open_ledger(settings)
     job_id = find_job(database, job)
@@ -42,8 +48,13 @@ def status(
         code = exit_code(watch_job(database, job_id))
     report = job_report(database, job_id)
     state, steps = model_state(database, report.model), step_report(database, job_id)
+    # A process of `run` serves no model, but holds the one of its job.
+    is_waiting = not report.ended and state.state == "not loaded"
+    advice = unserved_advice(database, report.model) if is_waiting else None
     if as_json:
-        print_json(job_document(report, state) | {"steps": steps_document(steps)})
+        document = job_document(report, state) | {"steps": steps_document(steps)}
+        print_json(document | {"advice": advice})
     else:
-        print_fields(job_fields(report, state) + step_fields(steps))
+        waits = [("Waits", advice)] if advice else []
+        print_fields(job_fields(report, state) + waits + step_fields(steps))
     context.exit(code)

@@ -12,6 +12,7 @@ from cli.output import note, print_json
 from cli.publish import publish_job
 from jobs.new_job import JobOrder, store_job
 from jobs.settings import Settings
+from jobs.store.reading import unserved_advice
 
 
 @click.command()
@@ -44,6 +45,8 @@ def submit(
     database = open_ledger(settings)
     job = store_job(settings, database, file, order, note=note)
     published = True if job.ended else publish_job(settings, database, job.id)
+    if published and not job.ended and (advice := unserved_advice(database, job.model)):
+        note(advice)
     if as_json:
         print_json(
             {

@@ -6,6 +6,8 @@ describes them. What cannot be honoured is refused, never dropped in silence.
 
 from __future__ import annotations
 
+import re
+
 from jobs.prompts.draft import RequestDraft
 from jobs.prompts.parameters import PARAMETERS, unknown_problem
 from jobs.wording import describe, json_text, text_problem
@@ -20,7 +22,19 @@ LINE_KEYS = ("custom_id", "method", "url", "body")
 
 
 # Their names for our parameters.
-RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
+RENAMED = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",  # vLLM's
+}
+
+
+# vLLM's way to say what ends a completion.
+END_KEYS = ("ignore_eos", "stop_token_ids")
+
+
+# As OpenAI, Azure and other servers spell the two.
+_URL = re.compile(r"/?(?:openai/)?(?:v1/)?(chat/)?completions/?")
 
 
 # Keys that change nothing at these values; tools write them into every line.
@@ -92,7 +106,8 @@ def take_openai_line(draft: RequestDraft, fields: dict[str, object]) -> None:
     if method != "POST":
         draft.refuse(f"method: {describe(method)} is not supported; expected 'POST'")
     url = fields.get("url")
-    if "url" in fields and url not in (COMPLETIONS_URL, CHAT_URL):
+    known_url = _URL.fullmatch(url) if isinstance(url, str) else None
+    if "url" in fields and known_url is None:
         draft.refuse(
             f"url: {describe(url)} is not supported; expected {COMPLETIONS_URL} or {CHAT_URL}"
         )
@@ -103,9 +118,10 @@ def take_openai_line(draft: RequestDraft, fields: dict[str, object]) -> None:
         return
     body = {key: value for key, value in body.items() if value is not None}
     # Without a usable url the body itself says which of the two it is.
-    is_chat = url == CHAT_URL if url in (COMPLETIONS_URL, CHAT_URL) else "messages" in body
+    is_chat = "messages" in body if known_url is None else known_url[1] is not None
     _take_text(draft, body, is_chat=is_chat)
     _take_options(draft, body, is_chat=is_chat)
+    _take_end_tokens(draft, body)
 
 
 def _take_text(draft: RequestDraft, body: dict[str, object], *, is_chat: bool) -> None:
@@ -130,7 +146,7 @@ def _one_prompt(value: object) -> object:
 def _take_options(draft: RequestDraft, body: dict[str, object], *, is_chat: bool) -> None:
     given_as: dict[str, str] = {}
     for key, value in body.items():
-        if key in ("prompt", "messages") or key in IGNORED:
+        if key in ("prompt", "messages", *END_KEYS) or key in IGNORED:
             continue
         if key == "model":
             _take_model(draft, value)
@@ -142,6 +158,24 @@ def _take_options(draft: RequestDraft, body: dict[str, object], *, is_chat: bool
             _check_neutral(draft, key, value)
         else:
             _take_parameter(draft, key, value, given_as)
+
+
+def _take_end_tokens(draft: RequestDraft, body: dict[str, object]) -> None:
+    """VLLM's stop tokens end a completion beside the model's own, which may be switched off."""
+    ignores_own = body.get("ignore_eos", False)
+    token_ids = body.get("stop_token_ids", [])
+    if not isinstance(ignores_own, bool):
+        draft.refuse(f"body.ignore_eos: {describe(ignores_own)} is not usable; expected a boolean")
+    elif ignores_own and "eos_token_ids" in body:
+        draft.refuse("body.eos_token_ids: ignore_eos was given as well; expected one of them")
+    elif ignores_own:
+        draft.take_parameter("eos_token_ids", token_ids, shown_as="body.stop_token_ids")
+    elif token_ids != []:
+        draft.refuse(
+            'body.stop_token_ids: not supported without "ignore_eos": true, since the tokens '
+            "replace the model's own; expected eos_token_ids with every token that ends a "
+            "completion"
+        )
 
 
 def _take_model(draft: RequestDraft, value: object) -> None:
@@ -189,7 +223,7 @@ def _check_neutral(draft: RequestDraft, key: str, value: object) -> None:
 def _take_parameter(draft: RequestDraft, key: str, value: object, given_as: dict[str, str]) -> None:
     name = RENAMED.get(key, key)
     if name not in PARAMETERS:
-        known = ["model", "prompt", "messages", *RENAMED, "top_logprobs", *PARAMETERS]
+        known = ["model", "prompt", "messages", *RENAMED, "top_logprobs", *END_KEYS, *PARAMETERS]
         problem = unknown_problem("key", key, known)
         draft.refuse(f"body: {problem}; other keys are not supported")
         return
@@ -197,4 +231,6 @@ def _take_parameter(draft: RequestDraft, key: str, value: object, given_as: dict
         draft.refuse(f"body.{key}: {given_as[name]} was given as well; expected one of them")
         return
     given_as[name] = key
+    if key == "top_k" and value == -1:
+        value = 0  # both mean off
     draft.take_parameter(name, value, shown_as=f"body.{key}")

@@ -193,3 +193,21 @@ def model_state(database: Database, model: str) -> ModelState:
         unit=row.load_unit,
         load_seconds=row.load_seconds,
     )
+
+
+def unserved_advice(database: Database, model: str) -> str | None:
+    """What to do where no live worker takes messages of the model; None where one does."""
+    alive = select(workers.c.models).where(
+        workers.c.stopped_at.is_(None),
+        workers.c.last_seen_at > database_now(-WORKER_SILENT_SECONDS),
+    )
+    with database.read() as connection:
+        served = [models for models in connection.execute(alive).scalars() if models]
+    if not served:
+        return "no worker is running: start one with tgp-jobs worker"
+    if any(model in models for models in served):
+        return None
+    return (
+        f"no live worker serves {model}: restart a worker whose catalogue has it (a worker reads "
+        "its catalogue when it starts), or start one with tgp-jobs worker"
+    )

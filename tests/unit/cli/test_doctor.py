@@ -11,6 +11,8 @@ import pytest
 
 from cli.doctor_checks import LITTLE_DISK_BYTES, STORE_DISK_BYTES
 from cli.engine_probe import EngineProbe, ProbeError, probe_engine
+from jobs.database import Database
+from jobs.store.workers import register_worker
 from tests.unit.cli.conftest import Tgp
 
 WORKING = EngineProbe(
@@ -29,6 +31,21 @@ def _no_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 def checks_of(tgp: Tgp, *arguments: str) -> dict[str, Any]:
     document = json.loads(tgp("doctor", "--json", *arguments).stdout)
     return {check["name"]: check for check in document["checks"]}
+
+
+def test_a_model_that_jobs_wait_for_and_no_live_worker_serves_is_named(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    check = checks_of(tgp)["workers"]
+    assert (check["status"], "no live worker serves tiny-bloom" in check["detail"]) == (
+        "warn",
+        True,
+    )
+    assert "restart a worker whose catalogue has it" in check["mend"]
+    register_worker(
+        sqlite_database, worker_id="w", hostname="h", process=1, version="1", models=["tiny-bloom"]
+    )
+    assert checks_of(tgp)["workers"]["status"] == "ok"
 
 
 def test_a_healthy_machine_passes_and_nothing_is_made(tgp: Tgp, home: Path) -> None:

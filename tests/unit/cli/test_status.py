@@ -53,6 +53,7 @@ def test_a_new_jobs_document_is_exactly_this(tgp: Tgp, job_id: str, prompt_file:
         "created_at": document["created_at"],
         "started_at": None,
         "finished_at": None,
+        "advice": "no worker is running: start one with tgp-jobs worker",
         "steps": {
             "count": 0,
             "mean_rows": None,
@@ -139,6 +140,24 @@ def test_a_failed_job_says_why(tgp: Tgp, job_id: str, sqlite_database: Database)
     shown = tgp("status", job_id).stdout
     assert "failed: model_load_failed" in shown
     assert "no such\\x1b[31m file" in shown
+
+
+def test_a_job_whose_model_no_live_worker_serves_says_what_to_do(
+    tgp: Tgp, job_id: str, sqlite_database: Database
+) -> None:
+    # given a worker that was started with another catalogue
+    register_worker(
+        sqlite_database, worker_id="w", hostname="h", process=1, version="1", models=["other"]
+    )
+    advice = "no live worker serves tiny-bloom: restart a worker whose catalogue has it"
+    # then status says so in both forms, until a worker serves the model
+    assert document_of(tgp, job_id)["advice"].startswith(advice)
+    assert advice in tgp("status", job_id).stdout
+    register_worker(
+        sqlite_database, worker_id="v", hostname="h", process=2, version="1", models=["tiny-bloom"]
+    )
+    assert document_of(tgp, job_id)["advice"] is None
+    assert "Waits" not in tgp("status", job_id).stdout
 
 
 def test_the_models_load_is_shown(tgp: Tgp, job_id: str, sqlite_database: Database) -> None:
@@ -264,12 +283,12 @@ def test_without_watching_a_failed_prompt_is_no_failure_of_the_command(
 
 
 class TestList:
-    def test_it_is_an_array_of_what_status_prints_but_for_the_steps(
+    def test_it_is_an_array_of_what_status_prints_but_for_steps_and_advice(
         self, tgp: Tgp, job_id: str
     ) -> None:
         # Summing the micro-batches of every job would read most of the ledger.
         document = document_of(tgp, job_id)
-        del document["steps"]
+        del document["steps"], document["advice"]
         assert json.loads(tgp("list", "--json").stdout) == [document]
 
     def test_no_jobs_are_an_empty_array(self, tgp: Tgp) -> None:

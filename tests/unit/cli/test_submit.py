@@ -79,6 +79,22 @@ def test_a_model_that_only_a_worker_knows_is_accepted(
     assert tgp("submit", prompt_file, "--model", "own-model").exit_code == 0
 
 
+def test_a_job_whose_model_no_live_worker_serves_is_told(
+    tgp: Tgp, prompt_file: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a queue that answers, and a worker that was started with another catalogue
+    monkeypatch.setattr("cli.commands.submit.publish_job", lambda *_: True)
+    register_worker(
+        sqlite_database, worker_id="w", hostname="h", process=1, version="1", models=["other"]
+    )
+    told = tgp("submit", prompt_file, "--model", "tiny-bloom").stderr
+    assert "no live worker serves tiny-bloom: restart a worker whose catalogue has it" in told
+    register_worker(
+        sqlite_database, worker_id="v", hostname="h", process=2, version="1", models=["tiny-bloom"]
+    )
+    assert tgp("submit", prompt_file, "--model", "tiny-bloom").stderr == ""
+
+
 class TestOpenAiLines:
     @pytest.fixture
     def batch(self, tmp_path: Path) -> Path:

@@ -16,7 +16,10 @@ BODY_KEYS = [
     "messages",
     "max_tokens",
     "max_completion_tokens",
+    "min_tokens",
     "top_logprobs",
+    "ignore_eos",
+    "stop_token_ids",
     *PARAMETERS,
 ]
 ONE_COMPLETION = "(a prompt has one completion; repeat the line to have more)"
@@ -175,6 +178,65 @@ def test_a_body_that_cannot_be_honoured_is_refused(body: dict[str, object], prob
 def test_a_completion_line_may_ask_for_logprobs_and_an_echo() -> None:
     (read,) = requests_of(openai({"prompt": "Hi", "logprobs": 5, "echo": True}))
     assert read.parameters == {"logprobs": 5, "echo": True}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/chat/completions",
+        "/v1/chat/completions/",
+        "v1/chat/completions",
+        "/openai/chat/completions",
+    ],
+)
+def test_a_chat_url_may_be_spelt_as_other_servers_spell_it(url: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    (read,) = requests_of(openai({"messages": messages}, url=url))
+    assert read.messages == messages
+
+
+@pytest.mark.parametrize("url", ["/completions", "v1/completions", "/openai/v1/completions"])
+def test_a_completion_url_may_be_spelt_as_other_servers_spell_it(url: str) -> None:
+    assert requests_of(openai({"prompt": "Hi"}, url=url)) == [request(1, "Hi")]
+
+
+@pytest.mark.parametrize(
+    ("body", "parameters"),
+    [
+        ({"min_tokens": 1}, {"min_new_tokens": 1}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"ignore_eos": True}, {"eos_token_ids": []}),
+        ({"ignore_eos": True, "stop_token_ids": [2]}, {"eos_token_ids": [2]}),
+        ({"ignore_eos": False, "stop_token_ids": []}, {}),
+    ],
+)
+def test_a_parameter_may_have_its_name_in_vllm(
+    body: dict[str, object], parameters: dict[str, object]
+) -> None:
+    (read,) = requests_of(openai({"prompt": "Hi"} | body))
+    assert read.parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"ignore_eos": 1}, "body.ignore_eos: 1 is not usable; expected a boolean"),
+        (
+            {"ignore_eos": True, "eos_token_ids": [2]},
+            "body.eos_token_ids: ignore_eos was given as well; expected one of them",
+        ),
+        (
+            {"stop_token_ids": [2]},
+            'body.stop_token_ids: not supported without "ignore_eos": true, since the tokens '
+            "replace the model's own; expected eos_token_ids with every token that ends a "
+            "completion",
+        ),
+    ],
+)
+def test_end_tokens_in_vllms_spelling_that_cannot_be_honoured_are_refused(
+    body: dict[str, object], problem: str
+) -> None:
+    assert problems_of(openai({"prompt": "Hi"} | body)) == [f":1: {problem}"]
 
 
 def chat(**body: object) -> str:
