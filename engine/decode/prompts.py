@@ -94,10 +94,20 @@ class RowMaker:
             raise RefusedPromptError(
                 "invalid_text",
                 f"the tokenizer gives token {max(token_ids)} and the model has only "
-                f"{self.vocabulary_rows}; leave that special token out of the prompt",
+                f"{self.vocabulary_rows}; {self._advice_on_token(max(token_ids))}",
                 prompt_tokens=len(token_ids),
             )
         return token_ids
+
+    def _advice_on_token(self, token_id: int) -> str:
+        """What to do about a token that the model's embedding does not have."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        if token_id in added:
+            return "leave that special token out of the prompt"
+        return (
+            "these tokenizer files are not this model's: put those that were published with its "
+            "weights into its folder"
+        )
 
     def _max_new_tokens(self, prompt_tokens: int, wanted: int) -> int:
         """New tokens that the context leaves room for."""
@@ -137,7 +147,15 @@ class RowMaker:
             ) from error
 
     def _chat_text(self, messages: Sequence[ChatMessage]) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
+        template = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(template, dict) and "default" not in template:
+            names = ", ".join(sorted(template))
+            raise RefusedPromptError(
+                "no_chat_template",
+                f"this model's tokenizer has chat templates named {names} and none named "
+                "default; give one of them that name in tokenizer_config.json",
+            )
+        if not template:
             raise RefusedPromptError(
                 "no_chat_template",
                 "this model's tokenizer has no chat template; send the text as a plain prompt "

@@ -137,7 +137,10 @@ class Row:
             self.told.append(chosen)
         if not chosen.is_finite:
             self.is_finite, self.finish_reason = False, "stop"
-        elif chosen.token_id in self.end_tokens or self.watch.is_found(self.new_tokens):
+        elif chosen.token_id in self.end_tokens or (
+            # Not asked without stop strings: the new tokens would be copied at every step.
+            self.request.parameters.stop and self.watch.is_found(self.new_tokens)
+        ):
             self.finish_reason = "stop"
         elif len(self.tokens) - self.given_tokens >= self.max_new_tokens:
             self.finish_reason = "length"

@@ -84,6 +84,18 @@ def test_a_chat_without_a_template_says_what_to_do(
     assert "plain prompt" in error.message
 
 
+def test_named_templates_without_a_default_are_told_by_name(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = with_chat_template(folders["tiny-bloom"], tmp_path, None)
+    named = [{"name": name, "template": "{{ messages[0].content }}"} for name in ("rag", "tools")]
+    edit(folder / "tokenizer_config.json", chat_template=named)
+    error = run(load(folder), [request(0, CHAT)])[0].error
+    assert error is not None
+    assert error.code == "no_chat_template"
+    assert "named rag, tools and none named default" in error.message
+
+
 @pytest.mark.parametrize(
     "template",
     [
