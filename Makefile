@@ -38,8 +38,9 @@ models: $(STAMP) ## make docs/models.md: which families of models run, and what 
 	$(BIN)/python -m tests.families
 
 # Two processes: one often waits for leases and workers while the other computes.
-# A file's tests stay together, for the fixtures that they share.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(PROCESSES),2) --dist loadfile --no-loadscope-reorder
+# A file's tests stay together, for the fixtures that they share. Both processes must
+# find the same tests in the same order, also where parameters come from a set.
+PYTEST := PYTHONHASHSEED=0 $(BIN)/python -m pytest --numprocesses $(or $(PROCESSES),2) --dist loadfile --no-loadscope-reorder
 
 unit: $(STAMP) ## the fast tests only: no service, under a minute
 	$(PYTEST) tests/unit
