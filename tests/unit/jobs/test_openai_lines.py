@@ -77,7 +77,7 @@ def test_an_option_that_changes_nothing_is_accepted(key: str, value: object) -> 
     assert requests_of(openai({"prompt": "Hi", key: value})) == [request(1, "Hi")]
 
 
-@pytest.mark.parametrize("key", sorted([*BODY_KEYS, *NEUTRAL, *IGNORED, "audio", "guided_json"]))
+@pytest.mark.parametrize("key", [*sorted({*BODY_KEYS, *NEUTRAL, *IGNORED}), "audio", "guided_json"])
 def test_null_in_a_body_means_not_given(key: str) -> None:
     assert requests_of(openai({key: None} | {"prompt": "Hi"})) == [request(1, "Hi")]
     messages = [{"role": "user", "content": "Hi", "name": None}]
