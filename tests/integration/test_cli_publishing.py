@@ -34,7 +34,7 @@ def test_submit_sends_a_message_per_shard(
 ) -> None:
     options = ("--model", "tiny-bloom", "--shard-size", "1", "--redis-url", real_redis.url)
     result = tgp("submit", prompt_file, *options, "--json")
-    assert result.stderr == ""
+    assert result.stderr == "no worker is running: start one with tgp-jobs worker\n"
     assert json.loads(result.stdout)["published"] is True
     assert queued_messages(settings, real_redis) == 3
 

@@ -30,7 +30,7 @@ def register_task(app: Celery, run: Callable[[int], Outcome]) -> None:
         reject_on_worker_lost=True,
         ignore_result=True,
     )
-    def run_shard(shard_id: Any = None, *_extra: Any, **_unknown: Any) -> None:
+    def run_shard(shard_id: Any = None, /, *_extra: Any, **_unknown: Any) -> None:
         if not _is_shard_id(shard_id) or _extra or _unknown:
             get_logger().error("message_dropped", reason="it does not hold exactly a shard's id")
             return
