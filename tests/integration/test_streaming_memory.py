@@ -27,6 +27,7 @@ TINY_GIGABYTES, TINY_WIDTH = 0.005, 256
         # Its table of embeddings is large, and half of a smaller model has no room for four rows.
         ("bloom", 0.4, 100, "float"),
         ("gpt-neox", 0.2, 100, "int8"),
+        # Open: with 0.4 GB one run held 220.5 MB of a budget of 212.2, and why is not known.
         ("cerebras", 0.2, 32, "float"),
     ],
 )
