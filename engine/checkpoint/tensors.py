@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +16,26 @@ from engine.interface import ModelLoadError
 
 class StoreUnsupportedError(ModelLoadError):
     """The model cannot be made a store of in bounded memory; it may load all the same."""
+
+
+def refuse_tensors(folder: Path, *, missing: Collection[str], misshapen: Collection[str]) -> None:
+    """Refuse a checkpoint whose tensors are not those of its configuration.
+
+    Args:
+        folder: The checkpoint's folder.
+        missing: Names of the architecture's tensors that the checkpoint lacks.
+        misshapen: Names of those that it has in another shape.
+
+    Raises:
+        ModelLoadError: There are any.
+    """
+    for what, names in (("lacks", missing), ("has another shape for", misshapen)):
+        if names:
+            raise ModelLoadError(
+                f"the checkpoint in {folder} {what} {len(names)} tensors of its own "
+                f"architecture, {min(names)} first; config.json and weights do not belong "
+                "together, copy or download the folder again"
+            )
 
 
 class CheckpointTensors:

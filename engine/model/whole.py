@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.checkpoint.architecture import TEXT_HALF_KEYS
 from engine.checkpoint.folder import Checkpoint
+from engine.checkpoint.tensors import refuse_tensors
 from engine.device import plain_dtype
 from engine.int8.linear import ComputeMode, Int8Linear
 from engine.interface import LoadInterruptedError, LoadProgress, ModelLoadError
@@ -103,17 +104,11 @@ def _refuse_incomplete(checkpoint: Checkpoint, model: Any, report: dict[str, Any
     mismatched = {
         str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())
     }
-    faults = (
-        ("lacks", sorted(report.get("missing_keys", ()))),
-        ("has another shape for", sorted(mismatched | _misshapen_linears(model))),
+    refuse_tensors(
+        checkpoint.folder,
+        missing=list(report.get("missing_keys", ())),
+        misshapen=mismatched | _misshapen_linears(model),
     )
-    for what, names in faults:
-        if names:
-            raise ModelLoadError(
-                f"the checkpoint in {checkpoint.folder} {what} {len(names)} tensors of its own "
-                f"architecture, {names[0]} first; config.json and weights do not belong together, "
-                "copy or download the folder again"
-            )
 
 
 def _misshapen_linears(model: Any) -> set[str]:

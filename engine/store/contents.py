@@ -13,8 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.checkpoint.architecture import name_in_text_half
 from engine.checkpoint.folder import Checkpoint
-from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError
-from engine.interface import ModelLoadError
+from engine.checkpoint.tensors import CheckpointTensors, StoreUnsupportedError, refuse_tensors
 from engine.layout.blocks import (
     BlockLayout,
     ModelLayout,
@@ -219,13 +218,7 @@ def _refuse_incomplete(checkpoint: Checkpoint, plan: StoreContents, computed: Se
         for t in weights
         if t.model_name in plan.source_names and not _fits(t, plan, checkpoint.tensors)
     ]
-    for what, names in (("lacks", missing), ("has another shape for", misshapen)):
-        if names:
-            raise ModelLoadError(
-                f"the checkpoint in {checkpoint.folder} {what} {len(names)} tensors of its own "
-                f"architecture, {min(names)} first; config.json and weights do not belong "
-                "together, copy or download the folder again"
-            )
+    refuse_tensors(checkpoint.folder, missing=missing, misshapen=misshapen)
 
 
 def _fits(tensor: TensorLayout, plan: StoreContents, tensors: CheckpointTensors) -> bool:
