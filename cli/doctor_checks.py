@@ -18,7 +18,7 @@ from jobs.dispatch import Dispatcher
 from jobs.errors import QueueUnavailableError, SchemaError, TgpError
 from jobs.settings import Settings, redact_url
 from jobs.store.publishing import models_waiting
-from jobs.store.workers import served_models
+from jobs.store.reading import served_models
 
 GIB = 2**30
 # Completions need little; an int8 store of a model of 20 B parameters this much.

@@ -14,10 +14,9 @@ from jobs.errors import BadInputError, UnknownModelError
 from jobs.prompts.file import PromptFile, PromptFileSummary
 from jobs.prompts.source import STANDARD_INPUT
 from jobs.settings import Settings
-from jobs.store.reading import job_report
+from jobs.store.reading import job_report, served_models
 from jobs.store.records import NewJob
 from jobs.store.submission import submit_job
-from jobs.store.workers import served_models
 
 # The width of the database's columns.
 LONGEST_LABEL_CHARACTERS = 200

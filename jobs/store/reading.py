@@ -16,6 +16,11 @@ JOBS_PER_QUERY = 500
 IDS_OF_A_PREFIX = 6
 # A worker reports every sweep; after this long it is taken for dead.
 WORKER_SILENT_SECONDS = 120.0
+# Of the workers, those that have neither ended nor fallen silent.
+LIVE = (
+    workers.c.stopped_at.is_(None),
+    workers.c.last_seen_at > database_now(-WORKER_SILENT_SECONDS),
+)
 
 
 def find_job(database: Database, prefix: str) -> str:
@@ -171,11 +176,7 @@ def model_state(database: Database, model: str) -> ModelState:
     """Whether some worker holds or loads the model, and how far the load is."""
     alive = (
         select(workers)
-        .where(
-            workers.c.model == model,
-            workers.c.stopped_at.is_(None),
-            workers.c.last_seen_at > database_now(-WORKER_SILENT_SECONDS),
-        )
+        .where(workers.c.model == model, *LIVE)
         .order_by(workers.c.last_seen_at.desc())
     )
     with database.read() as connection:
@@ -195,17 +196,19 @@ def model_state(database: Database, model: str) -> ModelState:
     )
 
 
+def served_models(database: Database) -> set[str]:
+    """The aliases that some live worker serves."""
+    with database.read() as connection:
+        served = connection.execute(select(workers.c.models).where(*LIVE)).scalars()
+        return {model for models in served for model in models}
+
+
 def unserved_advice(database: Database, model: str) -> str | None:
     """What to do where no live worker takes messages of the model; None where one does."""
-    alive = select(workers.c.models).where(
-        workers.c.stopped_at.is_(None),
-        workers.c.last_seen_at > database_now(-WORKER_SILENT_SECONDS),
-    )
-    with database.read() as connection:
-        served = [models for models in connection.execute(alive).scalars() if models]
+    served = served_models(database)
     if not served:
         return "no worker is running: start one with tgp-jobs worker"
-    if any(model in models for models in served):
+    if model in served:
         return None
     return (
         f"no live worker serves {model}: restart a worker whose catalogue has it (a worker reads "

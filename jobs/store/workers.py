@@ -8,7 +8,7 @@ from sqlalchemy import insert, select, update
 
 from jobs.database import Database
 from jobs.models import database_now, workers
-from jobs.store.reading import WORKER_SILENT_SECONDS
+from jobs.store.reading import LIVE
 from jobs.store.records import WorkerReport
 
 
@@ -78,14 +78,7 @@ def worker_stopped(database: Database, worker_id: str) -> None:
 
 def live_workers(database: Database) -> list[WorkerReport]:
     """The workers seen lately, oldest first."""
-    query = (
-        select(workers, database_now().label("now"))
-        .where(
-            workers.c.stopped_at.is_(None),
-            workers.c.last_seen_at > database_now(-WORKER_SILENT_SECONDS),
-        )
-        .order_by(workers.c.started_at)
-    )
+    query = select(workers, database_now().label("now")).where(*LIVE).order_by(workers.c.started_at)
     with database.read() as connection:
         rows = connection.execute(query).all()
     return [
@@ -103,11 +96,6 @@ def live_workers(database: Database) -> list[WorkerReport]:
         )
         for row in rows
     ]
-
-
-def served_models(database: Database) -> set[str]:
-    """The aliases that some live worker serves."""
-    return {model for worker in live_workers(database) for model in worker.models}
 
 
 NO_LOAD: dict[str, None] = {

@@ -13,7 +13,7 @@ from jobs.errors import AmbiguousJobError, UnknownJobError
 from jobs.models import database_now, jobs, workers
 from jobs.prompts.parameters import PromptRequest
 from jobs.store import reading, recording, results
-from jobs.store.reading import WORKER_SILENT_SECONDS
+from jobs.store.reading import WORKER_SILENT_SECONDS, served_models
 from jobs.store.records import ResultRow
 from jobs.store.reports import ModelState
 from jobs.store.results import result_rows
@@ -21,7 +21,6 @@ from jobs.store.submission import submit_job
 from jobs.store.workers import (
     live_workers,
     register_worker,
-    served_models,
     worker_loaded,
     worker_loading,
     worker_seen,
